@@ -1,0 +1,40 @@
+"""Layer-wise learning rates for fine-tuning in PyTorch: groups, rates, schedules, unfreezing, measurements.
+
+    groups = layer_groups(model)
+    optimizer = torch.optim.AdamW(param_groups(groups, layer_decay(head_lr=1e-3, decay=0.7)))
+    history = fit(model, optimizer, loader, epochs=5, schedule=one_cycle(optimizer, 5 * len(loader)))
+"""
+
+from layerlr_helpers.datasets import (
+    ImageSet,
+    few_shot_split,
+    handwritten_digits,
+    image_folder,
+    printed_glyphs,
+    shifted,
+)
+from layerlr_helpers.diagnostics import layer_features, layer_statistics, lr_range_test, probe_layers, snapshot
+from layerlr_helpers.experiments import Strategy, Task, compare
+from layerlr_helpers.layers import LayerGroup, layer_groups
+from layerlr_helpers.models import load_resnet18
+from layerlr_helpers.optim import LayerAdaptiveLR
+from layerlr_helpers.param_groups import (
+    current_rates,
+    describe,
+    head_and_backbone,
+    layer_decay,
+    param_groups,
+    per_group,
+    uniform,
+)
+from layerlr_helpers.schedules import one_cycle, preview, slanted_triangular, warmup_cosine
+from layerlr_helpers.training import History, evaluate, fit, train_step
+from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
+
+__all__ = [
+    "History", "ImageSet", "LayerAdaptiveLR", "LayerGroup", "ProgressiveUnfreezing", "Strategy", "Task", "UnfreezePlan",
+    "compare", "current_rates", "describe", "evaluate", "few_shot_split", "fit", "handwritten_digits",
+    "head_and_backbone", "image_folder", "layer_decay", "layer_features", "layer_groups", "layer_statistics",
+    "load_resnet18", "lr_range_test", "one_cycle", "param_groups", "per_group", "preview", "printed_glyphs",
+    "probe_layers", "shifted", "slanted_triangular", "snapshot", "train_step", "uniform", "warmup_cosine",
+]

@@ -1,0 +1,98 @@
+"""Run the whole course without a person: ``python -m layerlr_helpers.course``.
+
+Executes the notebooks in order, each in a clean kernel, shows how far it is, writes the executed notebooks and HTML
+pages and ends with a table. A notebook that breaks is reported with its cell and error, and the others still run.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import nbformat
+import pandas as pd
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbconvert import HTMLExporter
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one notebook went: its seconds, its result in one line, or what broke."""
+
+    notebook: str
+    seconds: float
+    result: str
+    error: str | None = None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the number of notebooks that broke."""
+    options = _parser().parse_args(arguments)
+    paths = sorted(Path(options.notebooks).glob("*.ipynb"))
+    if not paths:
+        raise SystemExit(f"no notebooks in {options.notebooks}; run this from the course's folder, or pass --notebooks")
+    outcomes = [run_notebook(path, Path(options.output), in_place=options.in_place, number=f"{i}/{len(paths)}")
+                for i, path in enumerate(paths, start=1)]
+    table = pd.DataFrame([{"notebook": o.notebook, "seconds": round(o.seconds), "result": o.result} for o in outcomes])
+    print(table.to_string(index=False, justify="left"))
+    print(f"{sum(o.seconds for o in outcomes):.0f} seconds in all; pages are in {options.output}")
+    broken = [o for o in outcomes if o.error]
+    for outcome in broken:
+        print(f"\n{outcome.notebook} broke at {outcome.error}", file=sys.stderr)
+    return len(broken)
+
+
+def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: str = "1/1", timeout: int = 900) -> Outcome:
+    """Execute one notebook in a clean kernel and write it, executed, and its page to ``output``.
+
+    ``in_place`` also stores the executed notebook over ``path``, unless it broke.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    start, error = perf_counter(), None
+    with tqdm(total=len(code), desc=f"{number} {path.stem}", unit="cell", disable=False) as bar:
+        client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False,
+                                resources={"metadata": {"path": str(path.parent)}},
+                                on_cell_executed=lambda cell, cell_index, execute_reply: bar.update())
+        try:
+            client.execute(env=os.environ | {"TQDM_DISABLE": "1"})
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
+            place = sum(1 for cell in code if cell.execution_count)
+            error = f"code cell {place}:\n{code[max(place - 1, 0)].source}\n\n{failure}"
+    seconds = perf_counter() - start
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output / path.name, nbformat.writes(notebook))
+    _write(output / f"{path.stem}.html", HTMLExporter().from_notebook_node(notebook)[0])
+    if in_place and error is None:
+        _write(path, nbformat.writes(notebook))
+    return Outcome(path.stem, seconds, "BROKEN, see below" if error else _result(notebook), error)
+
+
+def _result(notebook) -> str:
+    """What the cell tagged ``result`` printed."""
+    for cell in notebook.cells:
+        if "result" in cell.metadata.get("tags", []):
+            return "".join(output.get("text", "") for output in cell.outputs).strip()
+    return ""
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m layerlr_helpers.course", description=__doc__.splitlines()[0])
+    parser.add_argument("--notebooks", default="notebooks", help="folder of the notebooks (default %(default)s)")
+    parser.add_argument("--output", default="build/course", help="folder to write to (default %(default)s)")
+    parser.add_argument("--in-place", action="store_true", help="also store the executed notebooks where they came from")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

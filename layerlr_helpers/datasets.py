@@ -1,0 +1,252 @@
+"""Data that is here at once: printed glyphs to pretrain on, real handwriting to fine-tune on, a learner's own folder.
+
+Every function returns an :class:`ImageSet`: all images in memory, so that an epoch costs no file access.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from layerlr_helpers import scenes
+
+# ImageNet's channel statistics: the built-in data use them too, so one network input convention serves all weights.
+MEAN = torch.tensor([0.485, 0.456, 0.406])
+STD = torch.tensor([0.229, 0.224, 0.225])
+INPUT_SHIFTS = ("inverted", "blurred", "noisy")
+OUTPUT_SHIFTS = ("permuted", "odd_even")
+
+
+@dataclass(frozen=True)
+class ImageSet(Dataset):
+    """Images in memory with their labels.
+
+    Attributes:
+        images: uint8 [N, 3, H, W].
+        labels: int64 [N].
+        class_names: the name of each label.
+        factors: what is known about each image beside its label, each a tensor whose first dimension is N.
+
+    Indexing gives ``(float image [3, H, W], normalised with ImageNet's mean and standard deviation, int label)``.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    factors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return normalise(self.images[index]), int(self.labels[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """A whole batch at once, which is how ``DataLoader`` asks when it can."""
+        rows = torch.as_tensor(indices)
+        return list(zip(normalise(self.images[rows]), self.labels[rows].tolist(), strict=True))
+
+    def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":
+        """The images at ``indices`` (numbers, or a boolean mask), as another ImageSet."""
+        rows = torch.as_tensor(indices)
+        factors = {name: values[rows] for name, values in self.factors.items()}
+        return replace(self, images=self.images[rows], labels=self.labels[rows], factors=factors)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 images [..., 3, H, W] to floats with ImageNet's channel mean 0 and standard deviation 1."""
+    return (images.float() / 255 - MEAN[:, None, None]) / STD[:, None, None]
+
+
+def denormalise(images: Tensor) -> Tensor:
+    """The inverse of :func:`normalise`, as floats in 0..1, for showing."""
+    return (images * STD[:, None, None] + MEAN[:, None, None]).clamp(0, 1)
+
+
+def printed_glyphs(n: int, *, image_size: int = 64, seed: int = 0, shift: str | None = None) -> ImageSet:
+    """Render ``n`` printed letters of 64 classes (Latin, Greek, Cyrillic) in coloured scenes.
+
+    The same ``n``, ``image_size`` and ``seed`` give the same images. ``factors`` holds, for each image, its font
+    (an index into ``scenes.FONTS``) and everything of :func:`scenes.draw_factors`. ``shift`` as in :func:`shifted`.
+
+    Raises:
+        ValueError: ``n`` below 1, ``image_size`` below 16, or an unknown shift.
+    """
+    _check(n=n, image_size=image_size)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(len(scenes.GLYPHS), (n,), generator=generator)
+    font = torch.randint(len(scenes.FONTS), (n,), generator=generator)
+    factors = scenes.draw_factors(n, generator)
+    images = scenes.render(scenes.glyph_masks(image_size), font * len(scenes.GLYPHS) + labels, factors, generator)
+    return shifted(ImageSet(images, labels, scenes.GLYPHS, {"font": font, **factors}), shift, seed=seed)
+
+
+def handwritten_digits(*, image_size: int = 64, seed: int = 0, shift: str | None = None) -> ImageSet:
+    """The 1,797 scanned digits of scikit-learn (real handwriting) in the same kind of scene as the glyphs.
+
+    Data: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), CC BY 4.0. ``seed``
+    chooses the scenes; ``factors["scan"]`` is each scan's number in scikit-learn's order. ``shift`` as in
+    :func:`shifted`. Use :func:`few_shot_split` to split it.
+
+    Raises:
+        ValueError: ``image_size`` below 16, or an unknown shift.
+    """
+    from sklearn.datasets import load_digits  # here: scikit-learn takes longer to import than the rest of this package
+
+    _check(n=1, image_size=image_size)
+    digits = load_digits()
+    generator = torch.Generator().manual_seed(seed)
+    scans = torch.as_tensor(digits.images, dtype=torch.float32)
+    labels = torch.as_tensor(digits.target, dtype=torch.int64)
+    scan = torch.arange(len(labels))
+    factors = scenes.draw_factors(len(labels), generator)
+    images = scenes.render(scenes.digit_masks(scans, image_size), scan, factors, generator)
+    names = tuple(str(name) for name in digits.target_names)
+    return shifted(ImageSet(images, labels, names, {"scan": scan, **factors}), shift, seed=seed)
+
+
+def shifted(data: ImageSet, shift: str | None, *, seed: int = 0) -> ImageSet:
+    """The same data after a shift of its distribution; ``None`` changes nothing.
+
+    At the input: ``"inverted"`` (negative), ``"blurred"`` (Gaussian, sigma 6 % of the image's width), ``"noisy"``
+    (Gaussian noise, sigma 0.6 of full scale). At the output: ``"permuted"`` (every class gets the number of another, always by
+    the same permutation) and ``"odd_even"`` (two classes, for classes that are named by numbers).
+
+    Raises:
+        ValueError: an unknown shift, or odd and even asked of classes that are not numbers.
+    """
+    if shift is None:
+        return data
+    if shift == "inverted":
+        return replace(data, images=255 - data.images)
+    if shift == "blurred":
+        return replace(data, images=_blur(data.images, sigma=0.06 * data.images.shape[-1]))
+    if shift == "noisy":
+        return replace(data, images=_add_noise(data.images, 0.6, seed))
+    if shift == "permuted":
+        cycle = torch.randperm(len(data.class_names), generator=torch.Generator().manual_seed(0))
+        order = torch.empty_like(cycle).scatter_(0, cycle, cycle.roll(1))  # one long cycle: no class keeps its number
+        names = tuple(data.class_names[old] for old in order.argsort())
+        return replace(data, labels=order[data.labels], class_names=names)
+    if shift == "odd_even":
+        if not all(name.isdecimal() for name in data.class_names):
+            raise ValueError(f"shift 'odd_even' needs classes named by whole numbers, these are {data.class_names[:5]}…")
+        odd = torch.tensor([int(name) % 2 for name in data.class_names])
+        return replace(data, labels=odd[data.labels], class_names=("even", "odd"))
+    raise ValueError(f"unknown shift {shift!r}; known are None, {', '.join(map(repr, INPUT_SHIFTS + OUTPUT_SHIFTS))}")
+
+
+def few_shot_split(data: ImageSet, per_class: int = 10, *, val_per_class: int = 20,
+                   seed: int = 0) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Split into ``per_class`` training images of each class, ``val_per_class`` for validation, the rest for testing.
+
+    Choose learning rates on the validation part; the test part is for the one final number.
+
+    Raises:
+        ValueError: a class has too few images to leave at least one for testing (says which).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts: tuple[list[Tensor], ...] = ([], [], [])
+    for label, name in enumerate(data.class_names):
+        rows = torch.nonzero(data.labels == label).flatten()
+        if len(rows) <= per_class + val_per_class:
+            raise ValueError(f"class {name!r} has {len(rows)} images, too few for {per_class} to train on, "
+                             f"{val_per_class} for validation and one to test on")
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        for part, chosen in zip(parts, rows.tensor_split((per_class, per_class + val_per_class)), strict=True):
+            part.append(chosen)
+    return tuple(data.subset(torch.cat(part)) for part in parts)
+
+
+def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "raise") -> ImageSet:
+    """Read a folder of images, one subfolder a class, resized and cropped to ``image_size`` squares.
+
+    Everything is read at once (a thousand images of 128 pixels take 50 MB), so a bad file is found now and not in
+    the middle of an epoch. ``unreadable`` says what to do with one: ``"raise"``, or ``"skip"`` with a warning.
+    ``factors["file"]`` is each image's place in the sorted list of all files.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no class folders, a class without images, or a file that is no image.
+    """
+    if unreadable not in ("raise", "skip"):
+        raise ValueError(f"unreadable must be 'raise' or 'skip', not {unreadable!r}")
+    _check(n=1, image_size=image_size)
+    files = _class_files(Path(path))
+    images, labels, places, bad = [], [], [], []
+    for place, (label, file) in enumerate((label, file) for label, group in enumerate(files.values()) for file in group):
+        try:
+            images.append(_read_image(file, image_size))
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files of one kind or other
+            bad.append((file, error))
+            continue
+        labels.append(label)
+        places.append(place)
+    if bad and unreadable == "raise":
+        file, error = bad[0]
+        raise ValueError(f"{len(bad)} unreadable file(s), the first is {file} ({error}); mend it, or pass "
+                         "unreadable='skip'") from error
+    if bad:
+        warnings.warn(f"skipped {len(bad)} unreadable file(s): {', '.join(str(file) for file, _ in bad)}", stacklevel=2)
+    empty = [name for label, name in enumerate(files) if label not in set(labels)]
+    if empty:
+        raise ValueError(f"no readable image is left in class folder(s) {empty} of {path}")
+    return ImageSet(torch.stack(images), torch.tensor(labels), tuple(files), {"file": torch.tensor(places)})
+
+
+def _class_files(path: Path) -> dict[str, list[Path]]:
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder {path}")
+    endings = set(Image.registered_extensions())
+    files = {folder.name: sorted(f for f in folder.rglob("*") if f.suffix.lower() in endings)
+             for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")}
+    if not files:
+        loose = sum(f.suffix.lower() in endings for f in path.iterdir())
+        raise ValueError(f"{path} has no subfolders; put the images of each class into a subfolder of its own"
+                         + (f" ({loose} images lie directly in it)" if loose else ""))
+    if empty := [name for name, group in files.items() if not group]:
+        raise ValueError(f"class folder(s) {empty} of {path} contain no image (known endings: .jpg, .png, .webp, …)")
+    return files
+
+
+def _read_image(file: Path, size: int) -> Tensor:
+    with Image.open(file) as image:
+        image.draft("RGB", (2 * size, 2 * size))  # lets a JPEG be decoded at a fraction of its size
+        square = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+    pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
+    return pixels.view(size, size, 3).permute(2, 0, 1).contiguous()
+
+
+def _blur(images: Tensor, sigma: float) -> Tensor:
+    radius = int(3 * sigma + 0.5)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).repeat(3, 1)
+    blurred = torch.empty_like(images)
+    for start in range(0, len(images), 512):
+        x = F.pad(images[start:start + 512].float(), (radius,) * 4, mode="replicate")
+        x = F.conv2d(F.conv2d(x, kernel[:, None, None, :], groups=3), kernel[:, None, :, None], groups=3)
+        blurred[start:start + 512] = x.round().to(torch.uint8)
+    return blurred
+
+
+def _add_noise(images: Tensor, strength: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 1)  # not the seed that drew the scenes' own noise
+    noisy = torch.empty_like(images)
+    for start in range(0, len(images), 512):
+        x = images[start:start + 512]
+        noise = torch.randn(x.shape, generator=generator) * (255 * strength)
+        noisy[start:start + 512] = (x + noise).round().clamp(0, 255).to(torch.uint8)
+    return noisy
+
+
+def _check(n: int, image_size: int) -> None:
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}")
+    if image_size < 16:
+        raise ValueError(f"image_size must be at least 16 pixels, not {image_size}")

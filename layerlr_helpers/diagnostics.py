@@ -1,0 +1,166 @@
+"""Looking inside: what each layer knows, how far it moved, which rates it can stand."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from layerlr_helpers import training
+from layerlr_helpers.layers import LayerGroup
+
+
+def snapshot(groups: Sequence[LayerGroup]) -> dict[str, Tensor]:
+    """A copy of every parameter of the groups, by name: something to measure movement from."""
+    return {name: p.detach().clone() for group in groups for name, p in group.params.items()}
+
+
+def layer_statistics(groups: Sequence[LayerGroup], before: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
+    """One row a group: depth, parameters, ``weight_norm``, ``grad_norm``, ``relative_gradient``, ``moved``.
+
+    ``relative_gradient`` is the gradient's norm over the weights' (Auto-RGN, Lee et al., 2023), not a number where there is
+    no gradient. ``moved`` is the distance from ``before`` (a :func:`snapshot`) over the norm of ``before``; it is
+    there only if ``before`` was given. All norms are Euclidean over all tensors of the group.
+    """
+    rows = []
+    for depth, group in enumerate(groups):
+        weight = _norm(group.params.values())
+        gradients = [p.grad for p in group.params.values() if p.grad is not None]
+        gradient = _norm(gradients) if gradients else float("nan")
+        row = {"group": group.name, "depth": depth, "parameters": group.size, "weight_norm": weight,
+               "grad_norm": gradient, "relative_gradient": gradient / weight if weight else float("nan")}
+        if before is not None:
+            distance = _norm(p.detach() - before[name] for name, p in group.params.items())
+            start = _norm(before[name] for name in group.params)
+            row["moved"] = distance / start if start else float("nan")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def layer_features(model: nn.Module, data: Dataset, groups: Sequence[LayerGroup], *,
+                   batch_size: int = 256) -> dict[str, np.ndarray]:
+    """What each group passes on, in eval mode: float32 arrays [N, channels], feature maps averaged over all places.
+
+    A group's output is that of the last of its modules to run.
+    """
+    device = next(model.parameters()).device
+    kept: dict[str, list[Tensor]] = {group.name: [] for group in groups}
+    last: dict[str, Tensor] = {}
+    handles = [module.register_forward_hook(lambda m, args, output, name=group.name: last.__setitem__(name, output))
+               for group in groups for module in group.modules.values()]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for inputs, _ in DataLoader(data, batch_size):
+            model(inputs.to(device))
+            for name, output in last.items():
+                kept[name].append((output.flatten(2).mean(2) if output.ndim > 2 else output).float().cpu())
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training_ in modes.items():
+            module.training = training_
+    return {name: torch.cat(parts).numpy() for name, parts in kept.items()}
+
+
+def probe_layers(features: Mapping[str, np.ndarray], targets: Mapping[str, Tensor], *, seed: int = 0) -> pd.DataFrame:
+    """How well a linear classifier can read each target off each layer (Alain and Bengio, 2017).
+
+    Args:
+        features: of each layer, from :func:`layer_features`; add your own, e.g. the pixels, to compare with.
+        targets: whole-number labels [N] under a name.
+        seed: of the split in halves, one to train the probe (logistic regression on standardised features), the
+            other to test it.
+
+    Returns one row a layer and target: ``layer, target, accuracy, standard_error, chance`` (the commonest class).
+    """
+    from sklearn.linear_model import LogisticRegression  # here: slow to import
+    from sklearn.model_selection import train_test_split
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows = []
+    for target, labels in targets.items():
+        labels = np.asarray(labels)
+        train, test = train_test_split(np.arange(len(labels)), test_size=0.5, random_state=seed, stratify=labels)
+        chance = np.bincount(labels[test]).max() / len(test)
+        for layer, values in features.items():
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300, tol=1e-3))
+            accuracy = probe.fit(values[train], labels[train]).score(values[test], labels[test])
+            error = (accuracy * (1 - accuracy) / len(test)) ** 0.5
+            rows.append({"layer": layer, "target": target, "accuracy": accuracy, "standard_error": error, "chance": chance})
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The result of :func:`lr_range_test`: a frame with ``factor``, ``loss``, ``smooth_loss``, and the suggestion."""
+
+    frame: pd.DataFrame
+    suggestion: float
+
+
+def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, steps: int = 60,
+                  low: float = 1e-2, high: float = 1e2, diverged: float = 4.0, loss_fn=F.cross_entropy) -> RangeTest:
+    """Train with every group's rate times a factor that grows from ``low`` to ``high``, and watch the loss.
+
+    All groups grow together, so the ratios between them stay (Smith, 2017, has one rate). The test stops when the
+    smoothed loss exceeds ``diverged`` times its lowest or is not finite. The suggestion is the factor where the
+    smoothed loss falls fastest. Model, optimizer and random numbers are afterwards what they were.
+
+    Raises:
+        ValueError: fewer than 10 steps, or ``low`` not below ``high``.
+    """
+    if steps < 10 or not 0 < low < high:
+        raise ValueError(f"need at least 10 steps and 0 < low < high, not steps={steps}, low={low}, high={high}")
+    factors = low * (high / low) ** (np.arange(steps) / (steps - 1))
+    model_state, optimizer_state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    modes = {module: module.training for module in model.modules()}
+    grads = {p: p.grad for p in model.parameters()}
+    generators = training.checkpoints.random_state(train_loader)
+    peaks = [float(group["lr"]) for group in optimizer.param_groups]
+    losses: list[float] = []
+    smooth: list[float] = []
+    try:
+        model.train()
+        batches = _endless(train_loader)
+        for factor in factors:
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            losses.append(training.train_step(model, optimizer, *next(batches), loss_fn)["loss"])
+            smooth.append(_smoothed(losses))
+            if not np.isfinite(smooth[-1]) or smooth[-1] > diverged * min(smooth):
+                break
+    finally:
+        model.load_state_dict(model_state)
+        optimizer.load_state_dict(optimizer_state)
+        for module, mode in modes.items():
+            module.training = mode
+        for p, grad in grads.items():
+            p.grad = grad
+        training.checkpoints.set_random_state(generators, train_loader)
+    frame = pd.DataFrame({"factor": factors[:len(losses)], "loss": losses, "smooth_loss": smooth})
+    steady = frame[np.isfinite(frame.smooth_loss)]
+    slope = np.gradient(steady.smooth_loss, np.log(steady.factor)) if len(steady) > 1 else np.zeros(1)
+    return RangeTest(frame, float(steady.factor.iloc[int(np.argmin(slope))]))
+
+
+def _smoothed(losses: Sequence[float], beta: float = 0.9) -> float:
+    weights = beta ** np.arange(len(losses))[::-1]
+    return float(np.dot(weights, losses) / weights.sum())
+
+
+def _endless(loader: Iterable):
+    while True:
+        yield from loader
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return float(sum(t.detach().double().square().sum() for t in tensors) ** 0.5)

@@ -1,0 +1,87 @@
+"""The pretrained networks of the course."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import ResNet, ResNet18_Weights, resnet18
+
+from layerlr_helpers.scenes import GLYPHS
+
+CHECKPOINT = "resnet18_glyphs.pt"
+CHECKPOINT_SHA256 = "919cb7fd089749749fb8633de919563c55709574fccf1556cd16307a6b2d497c"
+
+
+def load_resnet18(weights: str | None = "glyphs", *, num_classes: int | None = None) -> ResNet:
+    """torchvision's ResNet-18 with the weights asked for, in eval mode.
+
+    Args:
+        weights: ``"glyphs"``: the checkpoint that comes with this package, 64 printed letters at 64 pixels.
+            ``"imagenet"``: torchvision's ``IMAGENET1K_V1``, downloaded once. None: random, from torch's generator.
+        num_classes: put a new head, random and with that many outputs, in place of the one that the weights came
+            with; None keeps the head.
+
+    Raises:
+        ValueError: unknown weights, fewer than one class, or a checkpoint that is not the one of this package.
+        FileNotFoundError: the checkpoint is not there.
+        ConnectionError: ImageNet's weights are neither on this machine nor to be downloaded.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    if weights == "glyphs":
+        model = resnet18(num_classes=len(GLYPHS))
+        model.load_state_dict(read_checkpoint(checkpoint_path(), CHECKPOINT_SHA256))
+    elif weights == "imagenet":
+        model = _imagenet()
+    elif weights is None:
+        model = resnet18()
+    else:
+        raise ValueError(f"unknown weights {weights!r}; known are 'glyphs', 'imagenet' and None")
+    if num_classes is not None:
+        model.fc = nn.Linear(model.fc.in_features, num_classes)
+    return model.eval()
+
+
+def checkpoint_path() -> Path:
+    """Where the checkpoint is: in the installed package, or in ``data/`` beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: in neither place.
+    """
+    here = Path(__file__).resolve().parent
+    places = [here / "data" / CHECKPOINT, here.parent / "data" / CHECKPOINT]
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"no {CHECKPOINT} in {places[0].parent} or {places[1].parent}; make it with "
+                            f"python -m layerlr_helpers.pretrain --output {places[1]}, or install the package again")
+
+
+def read_checkpoint(path: Path, sha256: str) -> dict[str, torch.Tensor]:
+    """Read weights that were stored as fp16, as float32, after checking the file's bytes.
+
+    Raises:
+        ValueError: the file is not, byte for byte, the one with that SHA-256.
+    """
+    data = Path(path).read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise ValueError(f"{path} is damaged or not the checkpoint of this version: {len(data):,} bytes with SHA-256 "
+                         f"{digest[:12]}…, expected {sha256[:12]}…; restore it with git checkout, or install the package again")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def _imagenet() -> ResNet:
+    weights = ResNet18_Weights.IMAGENET1K_V1
+    try:
+        return resnet18(weights=weights)
+    except OSError as error:  # URLError and the time-outs are OSErrors
+        target = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise ConnectionError(f"ImageNet's weights are not on this machine and could not be downloaded ({error}). With a "
+                              f"network, call this again; without one, copy {target.name} from a machine that has it "
+                              f"to {target.parent}, or use weights='glyphs', which needs no network.") from error
+    except RuntimeError as error:  # torch.hub's word for a download whose hash is wrong, and for a damaged file
+        raise ValueError(f"the ImageNet weights in {torch.hub.get_dir()} are damaged ({str(error)[:200]}); delete them, "
+                         "and they are downloaded again") from error

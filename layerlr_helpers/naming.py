@@ -1,0 +1,27 @@
+"""Finding groups by name or pattern, with errors that name what was asked for and what is there."""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+
+def matching(pattern: str, names: Sequence[str], *, what: str = "group") -> list[str]:
+    """The names that equal ``pattern`` or match it as a shell pattern (``layer*``).
+
+    Raises:
+        ValueError: none does; says which names there are and which come close.
+    """
+    found = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
+    if not found:
+        close = get_close_matches(pattern, names, n=3, cutoff=0.6)
+        hint = f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
+        raise ValueError(f"no {what} matches {pattern!r}{hint}; there are: {listed(names)}")
+    return found
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names as text, the middle left out when there are very many."""
+    names = list(names)
+    if len(names) > most:
+        names = [*names[:most // 2], f"… {len(names) - most} more …", *names[-(most // 2):]]
+    return ", ".join(names)

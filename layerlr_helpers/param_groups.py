@@ -1,0 +1,143 @@
+"""One learning rate a layer: from layer groups to the parameter groups of any torch optimizer."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import pandas as pd
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from layerlr_helpers.layers import LayerGroup, layer_groups
+from layerlr_helpers.naming import listed, matching
+
+Rates = Callable[[Sequence[LayerGroup]], dict[str, float]]
+
+
+def uniform(lr: float) -> Rates:
+    """The same learning rate for every group."""
+    _check_rate("lr", lr)
+    return lambda groups: {group.name: lr for group in groups}
+
+
+def head_and_backbone(*, backbone_lr: float, head_lr: float) -> Rates:
+    """Two rates: one for the last group, the head, and one for all that comes before it."""
+    _check_rate("backbone_lr", backbone_lr)
+    _check_rate("head_lr", head_lr)
+    return lambda groups: {group.name: backbone_lr for group in groups[:-1]} | {groups[-1].name: head_lr}
+
+
+def layer_decay(head_lr: float, decay: float) -> Rates:
+    """``head_lr`` for the last group, multiplied by ``decay`` for each group further from it.
+
+    Discriminative fine-tuning (Howard and Ruder, ULMFiT, 2018, with decay 1/2.6); layer-wise learning-rate decay in
+    ELECTRA (Clark et al., 2020) and BEiT (Bao et al., 2022).
+
+    Raises:
+        ValueError: ``decay`` outside (0, 1].
+    """
+    _check_rate("head_lr", head_lr)
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay must be above 0 and at most 1, not {decay}; with 1 every group has the head's rate")
+    return lambda groups: {group.name: head_lr * decay ** (len(groups) - 1 - i) for i, group in enumerate(groups)}
+
+
+def per_group(rates: Mapping[str, float]) -> Rates:
+    """A rate for each group name or pattern: ``per_group({"stem": 0.0, "layer*": 1e-4, "head": 1e-3})``.
+
+    A group's own name goes before any pattern; of several patterns that match, the last one wins.
+
+    Raises:
+        ValueError: a pattern that matches no group, or a group that no pattern matches (when it is used).
+    """
+    for pattern, lr in rates.items():
+        _check_rate(f"the rate of {pattern!r}", lr)
+
+    def of(groups: Sequence[LayerGroup]) -> dict[str, float]:
+        names = [group.name for group in groups]
+        found = {name: lr for pattern, lr in rates.items() for name in matching(pattern, names)}
+        found |= {name: rates[name] for name in names if name in rates}
+        if left := [name for name in names if name not in found]:
+            raise ValueError(f"no rate was given for the groups {listed(left)}; name them, or add a pattern '*'")
+        return {name: found[name] for name in names}
+
+    return of
+
+
+def param_groups(model_or_groups: nn.Module | Sequence[LayerGroup], rates: Rates | Mapping[str, float], *,
+                 weight_decay: float = 0.0, decay_norm_and_bias: bool = True,
+                 no_weight_decay: Iterable[str] = ()) -> list[dict]:
+    """Plain torch parameter groups with ``params``, ``lr``, ``name``, ``layer`` and ``weight_decay``.
+
+    They go into any torch optimizer: ``torch.optim.AdamW(param_groups(model, layer_decay(1e-3, 0.7)))``. All groups
+    are there from the start, also those that a plan freezes at first.
+
+    Args:
+        rates: one of the functions of this module, or a dictionary from group name to rate.
+        weight_decay: of every group.
+        decay_norm_and_bias: False keeps parameters of fewer than two dimensions (norms, biases) free of weight decay.
+            A group with both kinds then becomes two, ``NAME`` and ``NAME/no_decay``; ``layer`` is NAME in both.
+        no_weight_decay: names or patterns of further parameters to keep free of it, e.g. ``["*pos_embed*"]``.
+
+    Raises:
+        ValueError: rates that name other groups than there are, a rate or decay below 0 or not finite, a pattern
+            that matches no parameter.
+    """
+    groups = layer_groups(model_or_groups) if isinstance(model_or_groups, nn.Module) else list(model_or_groups)
+    _check_rate("weight_decay", weight_decay)
+    lrs = per_group(rates)(groups) if isinstance(rates, Mapping) else rates(groups)
+    names = [name for group in groups for name in group.params]
+    exempt = {name for pattern in no_weight_decay for name in matching(pattern, names, what="parameter")}
+    result = []
+    for group in groups:
+        free = {n: n in exempt or (not decay_norm_and_bias and p.ndim < 2) for n, p in group.params.items()}
+        parts = [("", weight_decay, [p for n, p in group.params.items() if not free[n]]),
+                 ("/no_decay", 0.0, [p for n, p in group.params.items() if free[n]])]
+        both = all(params for _, _, params in parts)
+        result += [{"params": params, "lr": lrs[group.name], "name": group.name + (suffix if both else ""),
+                    "layer": group.name, "weight_decay": decay} for suffix, decay, params in parts if params]
+    return result
+
+
+def current_rates(optimizer_or_param_groups: Optimizer | Sequence[dict]) -> dict[str, float]:
+    """The rate that each group will use at the next step: 0 for a group with no parameter that asks for a gradient."""
+    return {name: float(group["lr"]) if _trainable(group) else 0.0
+            for name, group in named(optimizer_or_param_groups).items()}
+
+
+def describe(optimizer_or_param_groups: Optimizer | Sequence[dict], model: nn.Module | None = None) -> pd.DataFrame:
+    """A table of what the next step will use: group, depth, tensors, parameters, lr, weight_decay, trainable.
+
+    ``lr`` is 0 for a frozen group. With ``model``, parameters that the optimizer does not have are a last row.
+    """
+    groups = named(optimizer_or_param_groups)
+    layers = list(dict.fromkeys(group.get("layer", name) for name, group in groups.items()))
+    rates = current_rates(optimizer_or_param_groups)
+    rows = [{"group": name, "depth": layers.index(group.get("layer", name)), **_sizes(group["params"]), "lr": rates[name],
+             "weight_decay": group.get("weight_decay", 0.0), "trainable": _trainable(group)}
+            for name, group in groups.items()]
+    if model is not None:
+        held = {id(p) for group in groups.values() for p in group["params"]}
+        missing = [p for p in model.parameters() if id(p) not in held]
+        if missing:
+            rows.append({"group": "(not in the optimizer)", "depth": len(layers), **_sizes(missing), "lr": 0.0,
+                         "weight_decay": 0.0, "trainable": False})
+    return pd.DataFrame(rows)
+
+
+def named(optimizer_or_param_groups: Optimizer | Sequence[dict]) -> dict[str, dict]:
+    """Parameter groups under their ``name``, or ``group 0``, ``group 1``, … where they have none."""
+    groups = getattr(optimizer_or_param_groups, "param_groups", optimizer_or_param_groups)
+    return {group.get("name", f"group {i}"): group for i, group in enumerate(groups)}
+
+
+def _trainable(group: dict) -> bool:
+    return any(p.requires_grad for p in group["params"])
+
+
+def _sizes(params: Sequence[Tensor]) -> dict[str, int]:
+    return {"tensors": len(params), "parameters": sum(p.numel() for p in params)}
+
+
+def _check_rate(what: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{what} must be a finite number, 0 or above, not {value}")

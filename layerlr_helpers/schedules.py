@@ -1,0 +1,158 @@
+"""Learning-rate schedules for several groups. Each multiplies, so the ratios between the groups stay as they were.
+
+Every function returns one of torch's own schedulers, to be stepped after each optimizer step. The peak of each
+group is the rate that the group has when the schedule is made.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pandas as pd
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from layerlr_helpers.param_groups import named
+from layerlr_helpers.unfreezing import UnfreezePlan
+
+
+@dataclass
+class SlantedTriangle:
+    """The factor of :func:`slanted_triangular` as a function of the step; an object, so that it can be pickled."""
+
+    total_steps: int
+    cut_frac: float = 0.1
+    ratio: float = 32
+    restarts: tuple[int, ...] = ()
+
+    def __call__(self, step: int) -> float:
+        start = max((first for first in self.restarts if first <= step), default=0)
+        end = min((first for first in self.restarts if first > step), default=self.total_steps)
+        length = end - start
+        step, cut = min(step - start, length), int(length * self.cut_frac)
+        part = step / cut if step < cut else 1 - (step - cut) / (length - cut)
+        return (1 + part * (self.ratio - 1)) / self.ratio
+
+
+@dataclass
+class WarmupCosine:
+    """The factor of :func:`warmup_cosine` as a function of the step."""
+
+    total_steps: int
+    warmup_steps: int
+    final_factor: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        part = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0)
+        return self.final_factor + (1 - self.final_factor) * (1 + math.cos(math.pi * part)) / 2
+
+
+def slanted_triangular(optimizer: Optimizer, total_steps: int, *, cut_frac: float = 0.1, ratio: float = 32,
+                       restarts: Sequence[int] = (), last_epoch: int = -1) -> LambdaLR:
+    """A short linear rise to each group's rate over the first ``cut_frac`` of the steps, then a long linear fall.
+
+    It starts and ends at 1/``ratio`` of the peak. With ``restarts`` a new triangle begins at each of these steps,
+    which with gradual unfreezing are the steps at which a group thaws. From ULMFiT (Howard and Ruder, 2018).
+
+    Raises:
+        ValueError: no steps, ``cut_frac`` outside (0, 1), ``ratio`` below 1, a restart outside the run,
+            or a triangle too short to have a step that rises.
+    """
+    _check_steps(total_steps)
+    if not 0 < cut_frac < 1:
+        raise ValueError(f"cut_frac must be between 0 and 1, not {cut_frac}; it is the part of the steps that rise")
+    if ratio < 1:
+        raise ValueError(f"ratio must be at least 1, not {ratio}; it is the peak divided by the lowest rate")
+    if outside := [first for first in restarts if not 0 < first < total_steps]:
+        raise ValueError(f"restarts must be between step 0 and step {total_steps}, not at {outside}")
+    edges = [0, *sorted(restarts), total_steps]
+    shortest = min(end - start for start, end in pairwise(edges))
+    if shortest * cut_frac < 1:
+        raise ValueError(f"a triangle of {shortest} steps has no step to rise in with cut_frac={cut_frac}; it needs "
+                         f"at least {math.ceil(1 / cut_frac)} steps")
+    return LambdaLR(optimizer, SlantedTriangle(total_steps, cut_frac, ratio, tuple(sorted(restarts))), last_epoch)
+
+
+def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int, final_factor: float = 0.0,
+                  last_epoch: int = -1) -> LambdaLR:
+    """A linear rise to each group's rate over ``warmup_steps``, then half a cosine down to ``final_factor`` of it.
+
+    The cosine is that of SGDR (Loshchilov and Hutter, 2017). The floor is a part of each group's own rate, where
+    torch's ``CosineAnnealingLR(eta_min=…)`` drives all groups to one number and so loses their ratios.
+
+    Raises:
+        ValueError: no steps, a warm-up that leaves no step for the cosine, ``final_factor`` outside [0, 1].
+    """
+    _check_steps(total_steps)
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"warmup_steps must be at least 0 and below total_steps={total_steps}, not {warmup_steps}")
+    if not 0 <= final_factor <= 1:
+        raise ValueError(f"final_factor must be between 0 and 1, not {final_factor}; it is a part of the group's rate")
+    return LambdaLR(optimizer, WarmupCosine(total_steps, warmup_steps, final_factor), last_epoch)
+
+
+def one_cycle(optimizer: Optimizer, total_steps: int, **torch_kwargs) -> OneCycleLR:
+    """torch's ``OneCycleLR`` with each group's own rate as its peak; a scalar ``max_lr`` would wipe the ratios out.
+
+    From Smith and Topin (2019). ``torch_kwargs`` are OneCycleLR's, but for ``max_lr``. Momentum is cycled, as in
+    torch, only where the optimizer has one: torch would switch it on in an SGD that was made without.
+
+    Raises:
+        ValueError: no steps, or a ``max_lr`` among the arguments.
+    """
+    _check_steps(total_steps)
+    if "max_lr" in torch_kwargs:
+        raise ValueError("one_cycle takes each group's peak from the group's lr; set the rates there, not with max_lr")
+    has_momentum = all(group.get("momentum") or "betas" in group for group in optimizer.param_groups)
+    torch_kwargs = {"cycle_momentum": has_momentum} | torch_kwargs
+    return OneCycleLR(optimizer, max_lr=[_peak(group) for group in optimizer.param_groups], total_steps=total_steps,
+                      **torch_kwargs)
+
+
+def preview(groups: Optimizer | Sequence[dict], schedule: Callable[[Optimizer], LRScheduler] | None, total_steps: int, *,
+            plan: UnfreezePlan | None = None) -> pd.DataFrame:
+    """The learning rate of every group (columns) at every step (rows), found by running the schedule on a dummy.
+
+    Args:
+        groups: an optimizer or its parameter groups; they are not changed.
+        schedule: a function that makes the schedule of an optimizer, e.g. ``lambda o: one_cycle(o, 500)``; None
+            means constant rates.
+        plan: with a plan, a group's rate is 0 until it thaws.
+
+    Raises:
+        ValueError: no steps, or a plan that names a group that is not there.
+    """
+    _check_steps(total_steps)
+    real = named(groups)
+    layers = {name: group.get("layer", name) for name, group in real.items()}
+    if plan is not None:
+        plan.check(list(dict.fromkeys(layers.values())))
+    kept = ("momentum", "betas")  # what a one-cycle schedule moves beside the rate
+    dummies = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": _peak(group)}
+               | {key: group[key] for key in kept if key in group} for group in real.values()]
+    optimizer = torch.optim.SGD(dummies, lr=0.0)
+    optimizer.defaults |= {key: dummy[key] for dummy in dummies for key in kept if key in dummy}
+    scheduler = schedule(optimizer) if schedule is not None else None
+    rows = []
+    for step in range(total_steps):
+        active = plan.trainable_at(step) if plan is not None else set(layers.values())
+        rows.append({name: float(group["lr"]) if layers[name] in active else 0.0
+                     for name, group in zip(real, optimizer.param_groups, strict=True)})
+        if scheduler is not None and step + 1 < total_steps:
+            optimizer.step()
+            scheduler.step()
+    return pd.DataFrame(rows, index=pd.RangeIndex(total_steps, name="step"))
+
+
+def _peak(group: dict) -> float:
+    """The rate that a group was made with: its ``lr``, or what a schedule that already moves it remembers."""
+    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
+
+
+def _check_steps(total_steps: int) -> None:
+    if total_steps < 1:
+        raise ValueError(f"total_steps must be at least 1, not {total_steps}")

@@ -1,0 +1,215 @@
+"""A training loop, an evaluation and the record of what happened.
+
+The loop is the one that notebook 02 writes out in the open, plus what a long run needs: a progress bar, a
+checkpoint that is never half written, and a resume that continues exactly where the run stopped.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from tqdm.auto import tqdm
+
+from layerlr_helpers import checkpoints
+from layerlr_helpers.param_groups import current_rates
+
+
+@dataclass
+class History:
+    """What a run did, one plain dictionary a step: step, epoch, loss, accuracy, the rates, validation metrics."""
+
+    rows: list[dict] = field(default_factory=list)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a step: ``step, epoch, loss, accuracy``, ``lr/NAME`` of every group (0 while it is frozen).
+
+        ``val_loss`` and ``val_accuracy`` stand on the last step of each epoch, if there was a validation loader.
+        Loss and accuracy are those of the step's own batch, before its update.
+        """
+        return pd.DataFrame([{**{name: value for name, value in row.items() if name != "lr"},
+                              **{f"lr/{name}": lr for name, lr in row["lr"].items()}} for row in self.rows])
+
+
+def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epochs: int | None = None,
+        steps: int | None = None, schedule: LRScheduler | ReduceLROnPlateau | None = None, schedule_every: str = "step",
+        unfreezing=None, val_loader: Iterable | None = None, checkpoint: str | Path | None = None,
+        checkpoint_every: int | None = None, loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        autocast: torch.dtype | None = None, progress: bool = True) -> History:
+    """Train ``model`` for a number of ``epochs`` or of ``steps`` and return the :class:`History`.
+
+    A batch is ``(inputs, labels)``; inputs may be a tensor or a dictionary of keyword arguments. Everything runs on
+    the device that the model is on.
+
+    Args:
+        schedule: a torch scheduler of this optimizer, stepped after every optimizer step, or after every epoch with
+            ``schedule_every="epoch"`` (``ReduceLROnPlateau`` always is, with the validation loss if there is one).
+        unfreezing: anything with ``apply(step)``, called before every step: a ``ProgressiveUnfreezing``.
+        val_loader: evaluated after every epoch.
+        checkpoint: a file to save to after every epoch and, with ``checkpoint_every``, every so many steps. If it
+            exists, the run resumes from it, with the random numbers and the order of batches it would have had.
+        loss_fn: of (logits, labels).
+        autocast: a lower precision for the forward pass, e.g. ``torch.bfloat16``; None leaves all as it is.
+        progress: show a bar (the environment variable TQDM_DISABLE=1 turns all bars off).
+
+    Raises:
+        ValueError: neither or both of epochs and steps; a schedule or an unfreezing of other parameters than the
+            optimizer's; an unknown ``schedule_every``; a checkpoint of another run; a loader without a batch.
+    """
+    _check_arguments(optimizer, epochs, steps, schedule, schedule_every, unfreezing)
+    total = steps if steps is not None else epochs * _length(train_loader)
+    plateau = isinstance(schedule, ReduceLROnPlateau)
+    by_step = schedule is not None and schedule_every == "step" and not plateau
+    by_epoch = schedule is not None and schedule_every == "epoch" and not plateau
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    rows, place = [], checkpoints.Place()
+    if checkpoint is not None and Path(checkpoint).exists():
+        rows, place = checkpoints.load(checkpoint, parts, train_loader)
+
+    with _bar(total, place.step, progress) as bar:
+        while place.step < total:
+            model.train()
+            for inputs, labels in place.remaining_batches(train_loader):
+                if place.step == total:
+                    break
+                if unfreezing is not None:
+                    unfreezing.apply(place.step)
+                row = {"step": place.step, "epoch": place.epoch, "lr": current_rates(optimizer)}
+                row |= train_step(model, optimizer, inputs, labels, loss_fn, autocast)
+                if by_step:
+                    schedule.step()
+                rows.append(row)
+                place.step, place.batch = place.step + 1, place.batch + 1
+                _advance(bar, row)
+                if checkpoint is not None and checkpoint_every and place.step % checkpoint_every == 0:
+                    checkpoints.save(checkpoint, parts, rows, place, train_loader)
+            else:
+                place.epoch, place.batch = place.epoch + 1, 0
+                if by_epoch:
+                    schedule.step()
+            if val_loader is not None:
+                metrics = evaluate(model, val_loader, loss_fn=loss_fn, autocast=autocast)
+                rows[-1] |= {"val_loss": metrics["loss"], "val_accuracy": metrics["accuracy"]}
+            if plateau:
+                schedule.step(rows[-1].get("val_loss", rows[-1]["loss"]))
+            if checkpoint is not None:
+                checkpoints.save(checkpoint, parts, rows, place, train_loader)
+    return History(rows)
+
+
+def train_step(model: nn.Module, optimizer: Optimizer, inputs, labels: Tensor,
+               loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+               autocast: torch.dtype | None = None) -> dict[str, float]:
+    """One step of training on one batch; returns the batch's ``loss`` and ``accuracy`` before the update."""
+    device = _device(model)
+    labels = _to(labels, device)
+    optimizer.zero_grad(set_to_none=True)
+    with _autocast(device, autocast):
+        logits = _logits(model, _to(inputs, device))
+        loss = loss_fn(logits, labels)
+    loss.backward()
+    optimizer.step()
+    return {"loss": float(loss.detach()), "accuracy": float((logits.detach().argmax(1) == labels).float().mean())}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Iterable, *, loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+             autocast: torch.dtype | None = None) -> dict[str, float]:
+    """Mean ``loss``, ``accuracy`` (0..1) and number ``n`` of examples over a loader, in eval mode.
+
+    The model's mode, also of each submodule, is afterwards what it was.
+
+    Raises:
+        ValueError: an empty loader.
+    """
+    device = _device(model)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    n, loss, correct = 0, 0.0, 0
+    try:
+        for inputs, labels in loader:
+            labels = _to(labels, device)
+            with _autocast(device, autocast):
+                logits = _logits(model, _to(inputs, device))
+            n += len(labels)
+            loss += float(loss_fn(logits.float(), labels)) * len(labels)
+            correct += int((logits.argmax(1) == labels).sum())
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if n == 0:
+        raise ValueError("the loader to evaluate on gave no batch")
+    return {"loss": loss / n, "accuracy": correct / n, "n": n}
+
+
+def fast_autocast() -> torch.dtype | None:
+    """``torch.bfloat16`` where this machine's CPU computes it natively (about 1.5 times faster), else None."""
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
+
+
+def _logits(model: nn.Module, inputs) -> Tensor:
+    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    return getattr(output, "logits", output)
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
+    return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _to(value, device: torch.device):
+    if isinstance(value, Mapping):
+        return {name: part.to(device) for name, part in value.items()}
+    return value.to(device)
+
+
+def _bar(total: int, initial: int, progress: bool) -> tqdm:
+    # 'disable' is passed only to turn the bar off: given at all, it would override the variable TQDM_DISABLE.
+    off = {} if progress else {"disable": True}
+    return tqdm(total=total, initial=min(initial, total), unit="step", leave=False, **off)
+
+
+def _advance(bar: tqdm, row: dict) -> None:
+    bar.set_postfix_str(f"epoch {row['epoch'] + 1}, loss {row['loss']:.3f}, accuracy {row['accuracy']:.0%}, "
+                        f"lr {_rate_range(row['lr'])}", refresh=False)
+    bar.update()
+
+
+def _rate_range(rates: dict[str, float]) -> str:
+    active = [lr for lr in rates.values() if lr] or [0.0]
+    low, high = min(active), max(active)
+    return f"{low:.1e}" if low == high else f"{low:.1e} to {high:.1e}"
+
+
+def _check_arguments(optimizer, epochs, steps, schedule, schedule_every, unfreezing) -> None:
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"give exactly one of epochs and steps, not epochs={epochs} and steps={steps}")
+    if (epochs if steps is None else steps) < 0:
+        raise ValueError(f"epochs and steps cannot be negative, got epochs={epochs}, steps={steps}")
+    if schedule_every not in ("step", "epoch"):
+        raise ValueError(f"schedule_every must be 'step' or 'epoch', not {schedule_every!r}")
+    if schedule is not None and schedule.optimizer is not optimizer:
+        raise ValueError("this schedule was made for another optimizer; make it with the one that is passed to fit")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [group.name for group in getattr(unfreezing, "groups", ())
+               if any(id(p) not in held for p in group.params.values())]
+    if missing:
+        raise ValueError(f"the unfreezing's groups {missing} are not in the optimizer, so they would never train; "
+                         "give the optimizer all groups from the start")
+
+
+def _length(loader) -> int:
+    try:
+        return len(loader)
+    except TypeError:
+        raise ValueError("this train loader has no length; pass steps=… in place of epochs=…") from None
