@@ -14,9 +14,20 @@ from time import perf_counter
 import nbformat
 import pandas as pd
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
+from nbconvert.filters import strip_ansi
 from tqdm import tqdm
+
+BROKEN = "BROKEN, see below"
+
+# nbconvert's own page, and each picture with the text that plots.show stored beside it, which nbconvert leaves out.
+PAGE = """
+{%- extends "index.html.j2" -%}
+{%- block data_png scoped -%}
+{%- set alt = output | get_metadata("alt", "image/png") -%}
+{{- super() | replace("<img ", '<img alt="' ~ (alt | escape_html) ~ '" ', 1) if alt else super() -}}
+{%- endblock data_png -%}
+"""
 
 
 @dataclass(frozen=True)
@@ -49,27 +60,42 @@ def main(arguments: list[str] | None = None) -> int:
 def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: str = "1/1", timeout: int = 900) -> Outcome:
     """Execute one notebook in a clean kernel and write it, executed, and its page to ``output``.
 
-    ``in_place`` also stores the executed notebook over ``path``, unless it broke.
+    ``in_place`` also stores the executed notebook over ``path``, unless it broke. A cell may take ``timeout`` seconds.
     """
-    notebook = nbformat.read(path, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    start, error = perf_counter(), None
-    with tqdm(total=len(code), desc=f"{number} {path.stem}", unit="cell", disable=False) as bar:
+    start = perf_counter()
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as failure:  # no JSON, or JSON that is no notebook
+        return Outcome(path.stem, perf_counter() - start, BROKEN, f"reading the file:\n{failure}")
+    error = _execute(notebook, path.parent, f"{number} {path.stem}", timeout)
+    seconds = perf_counter() - start
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output / path.name, nbformat.writes(notebook) + "\n")
+    _write(output / f"{path.stem}.html", HTMLExporter(raw_template=PAGE).from_notebook_node(notebook)[0])
+    if in_place and error is None:
+        _write(path, nbformat.writes(notebook) + "\n")
+    return Outcome(path.stem, seconds, BROKEN if error else _result(notebook), error)
+
+
+def _execute(notebook, folder: Path, title: str, timeout: int) -> str | None:
+    """Execute a notebook from clean, with a bar of its code cells; returns which cell broke and how, if one did."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    for cell in code:
+        cell.outputs, cell.execution_count = [], None  # what an earlier run left must not pass for this one's
+    started = []
+    with tqdm(total=len(code), desc=title, unit="cell", disable=False) as bar:
         client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False,
-                                resources={"metadata": {"path": str(path.parent)}},
+                                resources={"metadata": {"path": str(folder)}},
+                                on_cell_execute=lambda cell, cell_index: started.append(cell),
                                 on_cell_executed=lambda cell, cell_index, execute_reply: bar.update())
         try:
             client.execute(env=os.environ | {"TQDM_DISABLE": "1"})
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
-            place = sum(1 for cell in code if cell.execution_count)
-            error = f"code cell {place}:\n{code[max(place - 1, 0)].source}\n\n{failure}"
-    seconds = perf_counter() - start
-    output.mkdir(parents=True, exist_ok=True)
-    _write(output / path.name, nbformat.writes(notebook))
-    _write(output / f"{path.stem}.html", HTMLExporter().from_notebook_node(notebook)[0])
-    if in_place and error is None:
-        _write(path, nbformat.writes(notebook))
-    return Outcome(path.stem, seconds, "BROKEN, see below" if error else _result(notebook), error)
+        except Exception as failure:  # an error in a cell, a cell that takes too long, a kernel that dies or never starts
+            if not started:
+                return f"the start of its kernel:\n{failure}"
+            place = f"code cell {len(started)} of {len(code)}, which begins {started[-1].source[:60]!r}"
+            return f"{place}:\n{strip_ansi(str(failure))}"
+    return None
 
 
 def _result(notebook) -> str:

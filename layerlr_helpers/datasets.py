@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
@@ -23,7 +24,7 @@ INPUT_SHIFTS = ("inverted", "blurred", "noisy")
 OUTPUT_SHIFTS = ("permuted", "odd_even")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet(Dataset):
     """Images in memory with their labels.
 
@@ -41,6 +42,10 @@ class ImageSet(Dataset):
     class_names: tuple[str, ...]
     factors: dict[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        height, width = self.images.shape[-2:]
+        return f"ImageSet({len(self)} images of {height}x{width} pixels, {len(self.class_names)} classes)"
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -55,18 +60,21 @@ class ImageSet(Dataset):
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":
         """The images at ``indices`` (numbers, or a boolean mask), as another ImageSet."""
         rows = torch.as_tensor(indices)
+        rows = rows if rows.dtype == torch.bool else rows.long()  # an empty list makes a tensor of floats
         factors = {name: values[rows] for name, values in self.factors.items()}
         return replace(self, images=self.images[rows], labels=self.labels[rows], factors=factors)
 
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 images [..., 3, H, W] to floats with ImageNet's channel mean 0 and standard deviation 1."""
-    return (images.float() / 255 - MEAN[:, None, None]) / STD[:, None, None]
+    mean, std = MEAN.to(images.device), STD.to(images.device)
+    return (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
 
 
 def denormalise(images: Tensor) -> Tensor:
     """The inverse of :func:`normalise`, as floats in 0..1, for showing."""
-    return (images * STD[:, None, None] + MEAN[:, None, None]).clamp(0, 1)
+    mean, std = MEAN.to(images.device), STD.to(images.device)
+    return (images * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
 
 
 def printed_glyphs(n: int, *, image_size: int = 64, seed: int = 0, shift: str | None = None) -> ImageSet:
@@ -149,8 +157,11 @@ def few_shot_split(data: ImageSet, per_class: int = 10, *, val_per_class: int = 
     Choose learning rates on the validation part; the test part is for the one final number.
 
     Raises:
-        ValueError: a class has too few images to leave at least one for testing (says which).
+        ValueError: a class has too few images to leave at least one for testing (says which), ``per_class`` below 1 or
+            ``val_per_class`` below 0.
     """
+    if per_class < 1 or val_per_class < 0:
+        raise ValueError(f"per_class is 1 or above and val_per_class 0 or above, not {per_class} and {val_per_class}")
     generator = torch.Generator().manual_seed(seed)
     parts: tuple[list[Tensor], ...] = ([], [], [])
     for label, name in enumerate(data.class_names):
@@ -169,7 +180,8 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
 
     Everything is read at once (a thousand images of 128 pixels take 50 MB), so a bad file is found now and not in
     the middle of an epoch. ``unreadable`` says what to do with one: ``"raise"``, or ``"skip"`` with a warning.
-    ``factors["file"]`` is each image's place in the sorted list of all files.
+    Photographs are turned upright, transparent images laid on white, hidden files and folders left out.
+    ``factors["file"]`` is each image's place in the list of all files, sorted by class and name.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -178,12 +190,13 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
     if unreadable not in ("raise", "skip"):
         raise ValueError(f"unreadable must be 'raise' or 'skip', not {unreadable!r}")
     _check(n=1, image_size=image_size)
-    files = _class_files(Path(path))
+    path = Path(path).expanduser()
+    files = _class_files(path)
     images, labels, places, bad = [], [], [], []
     for place, (label, file) in enumerate((label, file) for label, group in enumerate(files.values()) for file in group):
         try:
             images.append(_read_image(file, image_size))
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files of one kind or other
+        except Exception as error:  # Pillow raises a different error for each way of being damaged
             bad.append((file, error))
             continue
         labels.append(label)
@@ -203,11 +216,16 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
 def _class_files(path: Path) -> dict[str, list[Path]]:
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}")
-    endings = set(Image.registered_extensions())
-    files = {folder.name: sorted(f for f in folder.rglob("*") if f.suffix.lower() in endings)
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+    def is_image(file: Path) -> bool:
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)  # macOS's ._a.jpg, Jupyter's copies
+        return file.suffix.lower() in endings and not hidden and file.is_file()
+
+    files = {folder.name: sorted(filter(is_image, folder.rglob("*")))
              for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")}
     if not files:
-        loose = sum(f.suffix.lower() in endings for f in path.iterdir())
+        loose = sum(map(is_image, path.iterdir()))
         raise ValueError(f"{path} has no subfolders; put the images of each class into a subfolder of its own"
                          + (f" ({loose} images lie directly in it)" if loose else ""))
     if empty := [name for name, group in files.items() if not group]:
@@ -218,9 +236,19 @@ def _class_files(path: Path) -> dict[str, list[Path]]:
 def _read_image(file: Path, size: int) -> Tensor:
     with Image.open(file) as image:
         image.draft("RGB", (2 * size, 2 * size))  # lets a JPEG be decoded at a fraction of its size
-        square = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+        upright = _rgb(ImageOps.exif_transpose(image))
+    square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
     pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
     return pixels.view(size, size, 3).permute(2, 0, 1).contiguous()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to white
+        return Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:

@@ -1,7 +1,8 @@
 """Looking inside: what each layer knows, how far it moved, which rates it can stand."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerlr_helpers import training
 from layerlr_helpers.layers import LayerGroup
+from layerlr_helpers.tracing import preserved, tensors_in
 
 
 def snapshot(groups: Sequence[LayerGroup]) -> dict[str, Tensor]:
@@ -46,28 +48,41 @@ def layer_statistics(groups: Sequence[LayerGroup], before: Mapping[str, Tensor] 
 @torch.no_grad()
 def layer_features(model: nn.Module, data: Dataset, groups: Sequence[LayerGroup], *,
                    batch_size: int = 256) -> dict[str, np.ndarray]:
-    """What each group passes on, in eval mode: float32 arrays [N, channels], feature maps averaged over all places.
+    """What each group passes on, in eval mode: float32 arrays [N, channels], averaged over all places or tokens.
 
-    A group's output is that of the last of its modules to run.
+    A group's output is that of the last of its modules to run; a group of which no module runs is left out. Three
+    dimensions are read as [N, tokens, channels], more as [N, channels, height, width].
     """
     device = next(model.parameters()).device
     kept: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     last: dict[str, Tensor] = {}
-    handles = [module.register_forward_hook(lambda m, args, output, name=group.name: last.__setitem__(name, output))
-               for group in groups for module in group.modules.values()]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+
+    def keep(name):
+        def hook(module, args, output):
+            if (tensor := next(tensors_in(output), None)) is not None:
+                last[name] = tensor
+        return hook
+
+    handles = [module.register_forward_hook(keep(group.name)) for group in groups for module in group.modules.values()]
     try:
-        for inputs, _ in DataLoader(data, batch_size):
-            model(inputs.to(device))
-            for name, output in last.items():
-                kept[name].append((output.flatten(2).mean(2) if output.ndim > 2 else output).float().cpu())
+        with preserved(model):
+            model.eval()
+            # A generator of its own: a loader without one takes a number from torch's global generator.
+            for inputs, _ in DataLoader(data, batch_size, generator=torch.Generator()):
+                last.clear()
+                model(inputs.to(device))
+                for name, output in last.items():
+                    kept[name].append(_channels(output).float().cpu())
     finally:
         for handle in handles:
             handle.remove()
-        for module, training_ in modes.items():
-            module.training = training_
-    return {name: torch.cat(parts).numpy() for name, parts in kept.items()}
+    return {name: torch.cat(parts).numpy() for name, parts in kept.items() if parts}
+
+
+def _channels(output: Tensor) -> Tensor:
+    if output.ndim == 3:
+        return output.mean(1)
+    return output.flatten(2).mean(2) if output.ndim > 3 else output
 
 
 def probe_layers(features: Mapping[str, np.ndarray], targets: Mapping[str, Tensor], *, seed: int = 0) -> pd.DataFrame:
@@ -116,19 +131,16 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
     smoothed loss falls fastest. Model, optimizer and random numbers are afterwards what they were.
 
     Raises:
-        ValueError: fewer than 10 steps, or ``low`` not below ``high``.
+        ValueError: fewer than 10 steps, ``low`` not below ``high``, a loss that is not finite from the start, or a
+            loader without a batch.
     """
     if steps < 10 or not 0 < low < high:
         raise ValueError(f"need at least 10 steps and 0 < low < high, not steps={steps}, low={low}, high={high}")
     factors = low * (high / low) ** (np.arange(steps) / (steps - 1))
-    model_state, optimizer_state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
-    modes = {module: module.training for module in model.modules()}
-    grads = {p: p.grad for p in model.parameters()}
-    generators = training.checkpoints.random_state(train_loader)
-    peaks = [float(group["lr"]) for group in optimizer.param_groups]
     losses: list[float] = []
     smooth: list[float] = []
-    try:
+    with _undone(model, optimizer, train_loader):
+        peaks = [float(group["lr"]) for group in optimizer.param_groups]
         model.train()
         batches = _endless(train_loader)
         for factor in factors:
@@ -138,18 +150,32 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
             smooth.append(_smoothed(losses))
             if not np.isfinite(smooth[-1]) or smooth[-1] > diverged * min(smooth):
                 break
-    finally:
-        model.load_state_dict(model_state)
-        optimizer.load_state_dict(optimizer_state)
-        for module, mode in modes.items():
-            module.training = mode
-        for p, grad in grads.items():
-            p.grad = grad
-        training.checkpoints.set_random_state(generators, train_loader)
     frame = pd.DataFrame({"factor": factors[:len(losses)], "loss": losses, "smooth_loss": smooth})
     steady = frame[np.isfinite(frame.smooth_loss)]
-    slope = np.gradient(steady.smooth_loss, np.log(steady.factor)) if len(steady) > 1 else np.zeros(1)
+    if len(steady) < 2:
+        raise ValueError(f"the loss was {losses} from the start, so no factor can be suggested; try a smaller low than {low}")
+    slope = np.gradient(steady.smooth_loss, np.log(steady.factor))
     return RangeTest(frame, float(steady.factor.iloc[int(np.argmin(slope))]))
+
+
+@contextmanager
+def _undone(model: nn.Module, optimizer: Optimizer, loader: Iterable) -> Iterator[None]:
+    """Let training happen inside; afterwards model, optimizer, gradients and random numbers are what they were."""
+    weights = [(p, p.detach().clone(), p.grad) for p in model.parameters()]
+    optimizer_state = copy.deepcopy(optimizer.state_dict())
+    generators = training.checkpoints.random_state(loader)
+    try:
+        with preserved(model):
+            for p, _, _ in weights:
+                p.grad = None  # the old gradient is put aside, not added to
+            yield
+    finally:
+        with torch.no_grad():
+            for p, before, grad in weights:
+                p.copy_(before)
+                p.grad = grad
+        optimizer.load_state_dict(optimizer_state)
+        training.checkpoints.set_random_state(generators, loader)
 
 
 def _smoothed(losses: Sequence[float], beta: float = 0.9) -> float:
@@ -157,9 +183,14 @@ def _smoothed(losses: Sequence[float], beta: float = 0.9) -> float:
     return float(np.dot(weights, losses) / weights.sum())
 
 
-def _endless(loader: Iterable):
+def _endless(loader: Iterable) -> Iterator:
     while True:
-        yield from loader
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("the train loader gave no batch")
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:

@@ -10,14 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from layerlr_helpers.datasets import ImageSet, few_shot_split
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18
 from layerlr_helpers.param_groups import Rates, param_groups
 from layerlr_helpers.schedules import one_cycle
-from layerlr_helpers.training import evaluate, fast_autocast, fit
+from layerlr_helpers.training import evaluate, fast_autocast, fit, progress_bar
 from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
 
 
@@ -74,7 +73,7 @@ def compare(strategies: Sequence[Strategy], task: Task, *, seeds: Iterable[int],
     with ``split="validation"`` and report once with ``split="test"``.
 
     Raises:
-        ValueError: two strategies of one name, or an unknown split.
+        ValueError: no strategy or no seed, two strategies of one name, or an unknown split.
     """
     names = [strategy.name for strategy in strategies]
     if len(set(names)) < len(names):
@@ -82,7 +81,9 @@ def compare(strategies: Sequence[Strategy], task: Task, *, seeds: Iterable[int],
     if split not in ("validation", "test"):
         raise ValueError(f"split must be 'validation' or 'test', not {split!r}")
     runs = [(strategy, seed) for seed in seeds for strategy in strategies]
-    bar = tqdm(runs, unit="run", leave=False, **({} if progress else {"disable": True}))
+    if not runs:
+        raise ValueError("there is nothing to compare: give at least one strategy and one seed")
+    bar = progress_bar(runs, unit="run", shown=progress)
     rows = []
     for strategy, seed in bar:
         bar.set_postfix_str(f"{strategy.name}, seed {seed}")
@@ -105,12 +106,20 @@ def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> di
     start = perf_counter()
     fit(model, optimizer, loader, steps=steps, schedule=schedule, unfreezing=unfreezing, autocast=autocast, progress=False)
     seconds = perf_counter() - start
-    scores = evaluate(model, DataLoader(val if split == "validation" else test, 256), autocast=autocast)
+    scored = DataLoader(val if split == "validation" else test, 256, generator=torch.Generator())  # not the global one
+    scores = evaluate(model, scored, autocast=autocast)
     return {"accuracy": scores["accuracy"], "loss": scores["loss"], "steps": steps, "seconds": seconds}
 
 
 def prepared_model(weights: str | None, num_classes: int | None, seed: int) -> nn.Module:
-    """A ResNet-18 whose random parts depend on ``seed`` alone; torch's own generator is left as it was."""
+    """A ResNet-18 whose random parts depend on ``seed`` alone; torch's own generator is left as it was.
+
+    With ``num_classes`` it has a new head, the same one for all ``weights``.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return load_resnet18(weights, num_classes=num_classes)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators, too
+        model = load_resnet18(weights)
+        if num_classes is not None:
+            torch.default_generator.manual_seed(seed)  # again: random weights took more numbers than pretrained ones
+            model.fc = nn.Linear(model.fc.in_features, num_classes)
+    return model

@@ -5,7 +5,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from layerlr_helpers.naming import listed
 from layerlr_helpers.tracing import Trace, trace, unwrap
 
 GRANULARITIES = ("stage", "child", "block", "tensor")
@@ -31,7 +33,7 @@ class LayerGroup:
 
 @dataclass
 class _Unit:
-    """The smallest thing that a group is made of: a module with all below it, or parameters held directly."""
+    """The smallest thing that a group is made of: a module with all below it, or a parameter held directly."""
 
     name: str
     params: dict[str, nn.Parameter]
@@ -39,6 +41,11 @@ class _Unit:
     place: float  # in the order of execution
     shape: tuple[int, ...] = ()  # of the output, of a module that returns a tensor
     used: bool = True
+
+    @property
+    def title(self) -> str:
+        """The name for a group of this unit alone."""
+        return self.name if self.used else f"{self.name} (unused)"
 
     @property
     def weights(self) -> int:
@@ -65,50 +72,70 @@ def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "st
             their own names (conv1, bn1, layer1, …, fc). ``"block"``: every residual or encoder block on its own.
             ``"tensor"``: every parameter on its own.
 
-    A part that the forward pass did not use is a group of its own before the head, with a warning.
+    A part that the forward pass did not use is a group of its own before the head, ``NAME (unused)``, with a warning.
 
     Raises:
-        ValueError: a model without parameters, an unknown granularity, or an input that cannot be guessed.
+        ValueError: a model without parameters or with lazy ones, an unknown granularity, or an input that cannot be
+            guessed.
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f"unknown granularity {granularity!r}; known are {', '.join(map(repr, GRANULARITIES))}")
     model = unwrap(model)
     if next(model.parameters(), None) is None:
         raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing to group")
+    if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
+        raise ValueError(f"{listed(lazy)} of {type(model).__name__} have no shape yet; call the model once, then group it")
     found = trace(model, example_input)
     opened = {"child": lambda module: module is model, "tensor": lambda module: True}.get(granularity)
     units = _units(model, found, opened or (lambda module: module is model or _is_opened(module, model)))
+    run = sorted((unit for unit in units if unit.used), key=lambda unit: unit.place)
+    run = _with_trailing_norms(run) if opened is None else _without_empty(run)
+    unused = [unit for unit in units if not unit.used and unit.params]
+    if unused:
+        warnings.warn(f"the forward pass did not use {listed(unit.name for unit in unused)}; grouped on their own",
+                      stacklevel=2)
+    units = [*run[:-1], *unused, *run[-1:]]
     if granularity == "tensor":
-        units = [unit for whole in units for unit in _tensors_of(whole)]
-    units = _in_order(units)
-    if unused := [unit.name for unit in units if not unit.used]:
-        warnings.warn(f"the forward pass did not use {', '.join(unused)}; grouped on their own", stacklevel=2)
-    if granularity in ("child", "tensor"):
-        return [LayerGroup(unit.name, unit.params, unit.modules) for unit in units if unit.params]
+        units = [tensor for unit in units for tensor in _tensors_of(unit)]
+    if opened is not None:
+        return [LayerGroup(unit.title, unit.params, unit.modules) for unit in units]
     return _named(_runs(units, one_each=granularity == "block"), model)
 
 
 def _units(model: nn.Module, found: Trace, opened) -> list[_Unit]:
-    """Walk down from the model; a module that is ``opened`` gives way to its children and its direct parameters."""
+    """Walk down from the model; a module that is ``opened`` gives way to its direct parameters and its children."""
     taken: set[int] = set()
     units = []
 
     def walk(name: str, module: nn.Module, place: float) -> None:
-        place = found.order.get(name, place)
+        place = _first_moment(name, module, found, place)
         children = [(n, child) for n, child in module.named_children() if _has_state(child)]
-        split = bool(children) and opened(module)
-        direct = _claim(module.named_parameters(name, recurse=not split), taken)
-        if direct or not split or any(True for _ in module.buffers(recurse=False)):
-            used = name in found.order or any(id(p) in found.used for p in direct.values())
-            label = name if not split or not direct else (next(iter(direct)) if len(direct) == 1 else name or "root")
-            own = {} if split else {name: module}  # the children of a split module are units themselves
-            units.append(_Unit(label, direct, own, place, () if split else found.shapes.get(name, ()), used))
-        if split:
+        if children and opened(module):
+            for own_name, p in _claim(module.named_parameters(name, recurse=False), taken).items():
+                used = id(p) in found.used or not found.used  # nothing at all is what a forward without gradients shows
+                units.append(_Unit(own_name, {own_name: p}, {}, found.uses.get(id(p), place), used=used))
             for child_name, child in children:
                 walk(f"{name}.{child_name}" if name else child_name, child, place)
+        else:
+            params = _claim(module.named_parameters(name), taken)
+            used = _called(name, module, found) or any(id(p) in found.used for p in params.values())
+            units.append(_Unit(name or "root", params, {name: module}, place, found.shapes.get(name, ()), used))
 
     walk("", model, 0)
     return units
+
+
+def _first_moment(name: str, module: nn.Module, found: Trace, otherwise: float) -> float:
+    """When a module was called; of a list of modules, which is not called itself, when the first one in it was."""
+    if name in found.order:
+        return found.order[name]
+    calls = [found.order[inner] for inner, _ in module.named_modules(prefix=name) if inner in found.order]
+    uses = [found.uses[id(p)] for p in module.parameters() if id(p) in found.uses]
+    return min([*calls, *uses], default=otherwise)
+
+
+def _called(name: str, module: nn.Module, found: Trace) -> bool:
+    return any(inner in found.order for inner, _ in module.named_modules(prefix=name))
 
 
 def _claim(named, taken: set[int]) -> dict[str, nn.Parameter]:
@@ -151,15 +178,24 @@ def _tensors_of(unit: _Unit) -> list[_Unit]:
     return [_Unit(name, {name: p}, unit.modules, unit.place, unit.shape, unit.used) for name, p in unit.params.items()]
 
 
-def _in_order(units: list[_Unit]) -> list[_Unit]:
-    """By execution, with what was never used before the last unit that was, the head."""
-    run = sorted((unit for unit in units if unit.used), key=lambda unit: unit.place)
-    return [*run[:-1], *(unit for unit in units if not unit.used and unit.params), *run[-1:]]
+def _without_empty(units: list[_Unit]) -> list[_Unit]:
+    """Fold modules without parameters, such as a norm without scale and shift, into what ran before them."""
+    kept: list[_Unit] = []
+    early: dict[str, nn.Module] = {}  # what ran before the first parameter
+    for unit in units:
+        if unit.params:
+            kept.append(unit)
+            unit.modules, early = early | unit.modules, {}
+        elif kept:
+            kept[-1].modules = kept[-1].modules | unit.modules
+        else:
+            early |= unit.modules
+    return kept
 
 
 def _runs(units: list[_Unit], *, one_each: bool) -> list[list[_Unit]]:
     """Split ordered units into groups: a stem, runs of blocks, a head."""
-    *body, head = _without_trailing_norms(units)
+    *body, head = units
     has_blocks = any(not unit.simple for unit in body)
     runs: list[list[_Unit]] = []
     in_stem = has_blocks
@@ -172,13 +208,13 @@ def _runs(units: list[_Unit], *, one_each: bool) -> list[list[_Unit]]:
     return [*runs, [head]]
 
 
-def _without_trailing_norms(units: list[_Unit]) -> list[_Unit]:
+def _with_trailing_norms(units: list[_Unit]) -> list[_Unit]:
     """Fold norms and parameterless modules after the last layer into it, so that the head is a layer."""
-    *rest, last = units
-    if not rest or last.weights or not rest[-1].used:
+    if len(units) < 2 or units[-1].weights:
         return units
-    merged = _Unit(rest[-1].name, rest[-1].params | last.params, rest[-1].modules | last.modules, rest[-1].place)
-    return _without_trailing_norms([*rest[:-1], merged])
+    *rest, layer, norm = units
+    head = _Unit(layer.name, layer.params | norm.params, layer.modules | norm.modules, layer.place, layer.shape)
+    return _with_trailing_norms([*rest, head])
 
 
 def _starts_run(unit: _Unit, run: list[_Unit], one_each: bool) -> bool:
@@ -205,18 +241,21 @@ def _resolution(shape: tuple[int, ...]) -> tuple[int, ...] | None:
 def _named(runs: list[list[_Unit]], model: nn.Module) -> list[LayerGroup]:
     """Name runs: stem, head, or the modules that they are made of."""
     everything = dict(model.named_modules())
-    groups = []
+    groups: dict[str, LayerGroup] = {}
     for number, run in enumerate(runs):
         params = {name: p for unit in run for name, p in unit.params.items()}
         modules = {name: module for unit in run for name, module in unit.modules.items()}
         if number == len(runs) - 1:
             name = "head"
-        elif number == 0 and all(unit.simple for unit in run):
+        elif number == 0 and all(unit.simple and unit.used for unit in run):
             name = "stem"
         else:
             name = _run_name(run, params, everything)
-        groups.append(LayerGroup(name, params, modules))
-    return [group for group in groups if group.params]
+            while name in groups or name == "head":  # a part that is called head or stem but is not
+                name += "_"
+        if params:
+            groups[name] = LayerGroup(name, params, modules)
+    return list(groups.values())
 
 
 def _run_name(run: list[_Unit], params: dict[str, nn.Parameter], modules: dict[str, nn.Module]) -> str:
@@ -229,4 +268,5 @@ def _run_name(run: list[_Unit], params: dict[str, nn.Parameter], modules: dict[s
             name = name.rpartition(".")[0]
         if name not in holders:
             holders.append(name)
-    return holders[0] if len(holders) == 1 else f"{holders[0]}..{holders[-1]}"
+    name = holders[0] if len(holders) == 1 else f"{holders[0]}..{holders[-1]}"
+    return name if run[0].used else f"{name} (unused)"

@@ -1,6 +1,7 @@
 """The pretrained networks of the course."""
 
 import hashlib
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ def load_resnet18(weights: str | None = "glyphs", *, num_classes: int | None = N
             with; None keeps the head.
 
     Raises:
-        ValueError: unknown weights, fewer than one class, or a checkpoint that is not the one of this package.
+        ValueError: unknown weights, fewer than one class, or weights on this machine that are damaged.
         FileNotFoundError: the checkpoint is not there.
         ConnectionError: ImageNet's weights are neither on this machine nor to be downloaded.
     """
@@ -54,8 +55,8 @@ def checkpoint_path() -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise FileNotFoundError(f"no {CHECKPOINT} in {places[0].parent} or {places[1].parent}; make it with "
-                            f"python -m layerlr_helpers.pretrain --output {places[1]}, or install the package again")
+    raise FileNotFoundError(f"no {CHECKPOINT} in {places[0].parent} or {places[1].parent}; restore it with "
+                            f"git checkout data/{CHECKPOINT}, or install the package again")
 
 
 def read_checkpoint(path: Path, sha256: str) -> dict[str, torch.Tensor]:
@@ -68,20 +69,24 @@ def read_checkpoint(path: Path, sha256: str) -> dict[str, torch.Tensor]:
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:
         raise ValueError(f"{path} is damaged or not the checkpoint of this version: {len(data):,} bytes with SHA-256 "
-                         f"{digest[:12]}…, expected {sha256[:12]}…; restore it with git checkout, or install the package again")
+                         f"{digest[:12]}…, expected {sha256[:12]}…; restore it with git checkout, or install the package "
+                         "again (if you pretrained anew on purpose, put its SHA-256 into models.py)")
     state = torch.load(path, map_location="cpu", weights_only=True)
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def _imagenet() -> ResNet:
-    weights = ResNet18_Weights.IMAGENET1K_V1
     try:
-        return resnet18(weights=weights)
-    except OSError as error:  # URLError and the time-outs are OSErrors
-        target = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        return resnet18(weights=ResNet18_Weights.IMAGENET1K_V1)
+    except (OSError, HTTPException) as error:  # URLError and the time-outs are OSErrors
+        target = _imagenet_file()
         raise ConnectionError(f"ImageNet's weights are not on this machine and could not be downloaded ({error}). With a "
                               f"network, call this again; without one, copy {target.name} from a machine that has it "
                               f"to {target.parent}, or use weights='glyphs', which needs no network.") from error
-    except RuntimeError as error:  # torch.hub's word for a download whose hash is wrong, and for a damaged file
-        raise ValueError(f"the ImageNet weights in {torch.hub.get_dir()} are damaged ({str(error)[:200]}); delete them, "
-                         "and they are downloaded again") from error
+    except Exception as error:  # a damaged file raises a different error for each way of being damaged
+        raise ValueError(f"the ImageNet weights {_imagenet_file()} are damaged ({str(error)[:200]}); delete this file, "
+                         "and it is downloaded again") from error
+
+
+def _imagenet_file() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name

@@ -39,8 +39,10 @@ class LayerAdaptiveLR(Optimizer):
     def __init__(self, params, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.0, *, direction: str = "momentum", pool: str = "tensor",
                  ratio_range: tuple[float, float] = (0.0, math.inf), maximize: bool = False):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
-                                  "direction": direction, "pool": pool, "ratio_range": ratio_range, "maximize": maximize})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "direction": direction,
+                    "pool": pool, "ratio_range": ratio_range, "maximize": maximize}
+        _check(defaults)
+        super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict) -> None:
         """Add a group, with the defaults for what it does not say; a bad value is refused before anything is added."""
@@ -56,7 +58,7 @@ class LayerAdaptiveLR(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params = [p for p in group["params"] if p.grad is not None and p.numel()]
             layers = [params] if group["pool"] == "group" else [[p] for p in params]
             for layer in layers:
                 if layer:
@@ -67,16 +69,16 @@ class LayerAdaptiveLR(Optimizer):
         moments, squares = zip(*(self._moments(p, group) for p in layer), strict=True)
         entries = sum(p.numel() for p in layer)
         if group["direction"] == "layernorm":  # one v for the whole layer: the mean over all its entries
-            mean = sum(v * p.numel() for v, p in zip(squares, layer, strict=True)) / max(entries, 1)
+            mean = sum(v * p.numel() for v, p in zip(squares, layer, strict=True)) / entries
             squares = [mean] * len(layer)
         normalised = [m / (v.sqrt() + group["eps"]) for m, v in zip(moments, squares, strict=True)]
-        ratio = sum(n.abs().sum() for n in normalised) / max(entries, 1)
-        ratio = ratio.clamp(*group["ratio_range"])
+        ratio = (sum(n.abs().sum() for n in normalised) / entries).clamp(*group["ratio_range"])
+        rate = group["lr"] * ratio
         directions = moments if group["direction"] == "momentum" else normalised
         for p, d in zip(layer, directions, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.sub_(group["lr"] * ratio * d)
-            self.state[p]["ratio"] = ratio
+            p.sub_(rate * d)
+            self.state[p] |= {"ratio": ratio, "rate": rate}
 
     def _moments(self, p: Tensor, group: dict) -> tuple[Tensor, Tensor]:
         """Update and return the bias-corrected moments of one tensor; v is a single number for ``"layernorm"``."""
@@ -90,8 +92,9 @@ class LayerAdaptiveLR(Optimizer):
         state["step"] += 1
         state["exp_avg"].lerp_(gradient, 1 - beta1)
         state["exp_avg_sq"].lerp_(square, 1 - beta2)
-        return (state["exp_avg"] / (1 - beta1 ** state["step"].to(p.device)),
-                state["exp_avg_sq"] / (1 - beta2 ** state["step"].to(p.device)))
+        step = state["step"].double()  # in single precision 1 - 0.999 is already off by 1e-5
+        return (state["exp_avg"] / (1 - beta1 ** step).to(p.dtype),
+                state["exp_avg_sq"] / (1 - beta2 ** step).to(p.dtype))
 
     def layer_rates(self) -> dict[str, float]:
         """The effective rate ``lr * k`` of each layer at its last step; layers that have not stepped are left out.
@@ -103,14 +106,16 @@ class LayerAdaptiveLR(Optimizer):
         for i, group in enumerate(self.param_groups):
             name = group.get("name", f"group {i}")
             for j, p in enumerate(group["params"]):
-                if "ratio" in self.state.get(p, {}):
+                if "rate" in self.state.get(p, {}):
                     tensor = group["param_names"][j] if "param_names" in group else f"{name}/{j}"
                     label = name if group["pool"] == "group" else tensor
-                    rates[label] = float(group["lr"] * self.state[p]["ratio"])
+                    rates[label] = float(self.state[p]["rate"])
         return rates
 
 
 def _check(group: dict) -> None:
+    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
     if not 0.0 <= group["lr"]:
         raise ValueError(f"Invalid learning rate: {group['lr']}")
     if not 0.0 <= group["eps"]:

@@ -1,7 +1,7 @@
 """One learning rate a layer: from layer groups to the parameter groups of any torch optimizer."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 from torch import Tensor, nn
@@ -73,20 +73,22 @@ def param_groups(model_or_groups: nn.Module | Sequence[LayerGroup], rates: Rates
 
     Args:
         rates: one of the functions of this module, or a dictionary from group name to rate.
-        weight_decay: of every group.
+        weight_decay: of every group. As it is in the groups, it goes before the ``weight_decay`` of the optimizer, whose
+            default is not 0 in ``AdamW``.
         decay_norm_and_bias: False keeps parameters of fewer than two dimensions (norms, biases) free of weight decay.
             A group with both kinds then becomes two, ``NAME`` and ``NAME/no_decay``; ``layer`` is NAME in both.
         no_weight_decay: names or patterns of further parameters to keep free of it, e.g. ``["*pos_embed*"]``.
 
     Raises:
-        ValueError: rates that name other groups than there are, a rate or decay below 0 or not finite, a pattern
-            that matches no parameter.
+        ValueError: no groups or two of one name, rates that name other groups than there are, a rate or decay below
+            0 or not finite, a pattern that matches no parameter.
     """
     groups = layer_groups(model_or_groups) if isinstance(model_or_groups, nn.Module) else list(model_or_groups)
     _check_rate("weight_decay", weight_decay)
-    lrs = per_group(rates)(groups) if isinstance(rates, Mapping) else rates(groups)
+    lrs = _resolved(rates, groups)
     names = [name for group in groups for name in group.params]
-    exempt = {name for pattern in no_weight_decay for name in matching(pattern, names, what="parameter")}
+    patterns = [no_weight_decay] if isinstance(no_weight_decay, str) else no_weight_decay
+    exempt = {name for pattern in patterns for name in matching(pattern, names, what="parameter")}
     result = []
     for group in groups:
         free = {n: n in exempt or (not decay_norm_and_bias and p.ndim < 2) for n, p in group.params.items()}
@@ -98,22 +100,36 @@ def param_groups(model_or_groups: nn.Module | Sequence[LayerGroup], rates: Rates
     return result
 
 
+def _resolved(rates: Rates | Mapping[str, float], groups: Sequence[LayerGroup]) -> dict[str, float]:
+    names = [group.name for group in groups]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"expected layer groups of different names, got {listed(names) or 'none'}")
+    lrs = per_group(rates)(groups) if isinstance(rates, Mapping) else rates(groups)
+    if set(lrs) != set(names):
+        missing, unknown = [n for n in names if n not in lrs], [n for n in lrs if n not in names]
+        raise ValueError(f"the rates are for other groups than there are: {listed(names)} (without a rate: "
+                         f"{listed(missing) or 'none'}; unknown: {listed(unknown) or 'none'})")
+    for name, lr in lrs.items():
+        _check_rate(f"the rate of {name!r}", lr)
+    return lrs
+
+
 def current_rates(optimizer_or_param_groups: Optimizer | Sequence[dict]) -> dict[str, float]:
     """The rate that each group will use at the next step: 0 for a group with no parameter that asks for a gradient."""
-    return {name: float(group["lr"]) if _trainable(group) else 0.0
+    return {name: float(group.get("lr", math.nan)) if trainable(group) else 0.0
             for name, group in named(optimizer_or_param_groups).items()}
 
 
 def describe(optimizer_or_param_groups: Optimizer | Sequence[dict], model: nn.Module | None = None) -> pd.DataFrame:
     """A table of what the next step will use: group, depth, tensors, parameters, lr, weight_decay, trainable.
 
-    ``lr`` is 0 for a frozen group. With ``model``, parameters that the optimizer does not have are a last row.
+    ``lr`` is 0 for a frozen group. With ``model``, its parameters that the optimizer does not have are a last row.
     """
     groups = named(optimizer_or_param_groups)
     layers = list(dict.fromkeys(group.get("layer", name) for name, group in groups.items()))
     rates = current_rates(optimizer_or_param_groups)
     rows = [{"group": name, "depth": layers.index(group.get("layer", name)), **_sizes(group["params"]), "lr": rates[name],
-             "weight_decay": group.get("weight_decay", 0.0), "trainable": _trainable(group)}
+             "weight_decay": group.get("weight_decay", 0.0), "trainable": trainable(group)}
             for name, group in groups.items()]
     if model is not None:
         held = {id(p) for group in groups.values() for p in group["params"]}
@@ -125,12 +141,19 @@ def describe(optimizer_or_param_groups: Optimizer | Sequence[dict], model: nn.Mo
 
 
 def named(optimizer_or_param_groups: Optimizer | Sequence[dict]) -> dict[str, dict]:
-    """Parameter groups under their ``name``, or ``group 0``, ``group 1``, … where they have none."""
-    groups = getattr(optimizer_or_param_groups, "param_groups", optimizer_or_param_groups)
-    return {group.get("name", f"group {i}"): group for i, group in enumerate(groups)}
+    """Parameter groups under their ``name``, or ``group 0``, ``group 1``, … where they have none or one that is taken."""
+    result: dict[str, dict] = {}
+    for i, group in enumerate(getattr(optimizer_or_param_groups, "param_groups", optimizer_or_param_groups)):
+        name = group.get("name", f"group {i}")
+        if isinstance(group["params"], Iterator):
+            raise TypeError(f"the params of {name!r} can be read only once, and the optimizer has to; pass the optimizer, "
+                            "or make them a list")
+        result[name if name not in result else f"{name} (group {i})"] = group
+    return result
 
 
-def _trainable(group: dict) -> bool:
+def trainable(group: dict) -> bool:
+    """Whether any parameter of a parameter group asks for a gradient."""
     return any(p.requires_grad for p in group["params"])
 
 

@@ -21,8 +21,14 @@ def show(figure_or_axes, alt: str) -> None:
     """Show a figure in a notebook with a text alternative, and close it.
 
     The text goes into the notebook's metadata, from where a rendered page takes it for people who do not see the picture.
+
+    Raises:
+        ValueError: an empty text.
     """
     from IPython.display import display
+
+    if not alt.strip():
+        raise ValueError("alt must say what is to be seen in the figure, for those who do not see it")
 
     first = figure_or_axes if not isinstance(figure_or_axes, (np.ndarray, list, tuple)) else np.ravel(figure_or_axes)[0]
     figure = getattr(first, "figure", first)
@@ -36,12 +42,14 @@ def _axes(axes: Axes | None, width: float = 7, height: float = 4) -> Axes:
 
 def plot_images(data: ImageSet, n: int = 12, *, columns: int = 12, titles: Sequence[str] | None = None) -> np.ndarray:
     """The first ``n`` images with the names of their classes; returns the array of Axes."""
+    n = min(n, len(data))
+    columns = min(columns, n)
     rows = -(-n // columns)
     _, grid = plt.subplots(rows, columns, figsize=(columns * 0.85, rows * 1.05), squeeze=False, layout="constrained")
     for i, axes in enumerate(grid.flat):
         axes.axis("off")
-        if i < min(n, len(data)):
-            axes.imshow(data.images[i].permute(1, 2, 0))
+        if i < n:
+            axes.imshow(data.images[i].permute(1, 2, 0).numpy())
             axes.set_title(titles[i] if titles is not None else data.class_names[int(data.labels[i])], fontsize=8)
     return grid
 
@@ -55,7 +63,7 @@ def plot_filters(weight: Tensor, *, columns: int = 16) -> Axes:
     k = tiles.shape[-1]
     picture = tiles.view(rows, columns, 3, k, k).permute(0, 3, 1, 4, 2).reshape(rows * k, columns * k, 3)
     axes = _axes(None, columns * 0.5, rows * 0.5)
-    axes.imshow(picture)
+    axes.imshow(picture.numpy())
     axes.axis("off")
     return axes
 
@@ -109,20 +117,25 @@ def plot_by_layer(frame: pd.DataFrame, value: str, axes: Axes | None = None, *, 
     """One bar a group of a frame with a ``group`` column, such as ``layer_statistics``."""
     axes = _axes(axes)
     axes.bar(frame["group"], frame[value], color=depth_colours(len(frame)))
-    axes.set(ylabel=label or value, yscale="log" if log else "linear")
+    axes.set(xlabel="layer group", ylabel=label or value, yscale="log" if log else "linear")
     axes.grid(alpha=0.3, axis="y")
     return axes
 
 
 def plot_comparison(frame: pd.DataFrame, axes: Axes | None = None, *, value: str = "accuracy") -> Axes:
-    """Each run as a dot, each strategy's mean as a bar of ink, in percent; the strategies in the frame's order."""
+    """Each run as a dot, each strategy's mean as a bar of ink; the strategies in the frame's order.
+
+    ``value`` is a column of the frame; accuracies (0..1) are drawn in percent.
+    """
     strategies = list(dict.fromkeys(frame["strategy"]))
     axes = _axes(axes, 7, 0.5 * len(strategies) + 1.2)
+    scale = 100 if value == "accuracy" else 1
+    label = {"accuracy": "accuracy (%)", "loss": "cross-entropy (nats)", "seconds": "training time (s)"}.get(value, value)
     for y, strategy in enumerate(strategies):
-        values = 100 * frame.loc[frame["strategy"] == strategy, value]
+        values = scale * frame.loc[frame["strategy"] == strategy, value]
         axes.plot(values, np.full(len(values), y), "o", color="tab:blue", alpha=0.6, label="one run" if y == 0 else None)
         axes.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color="black", lw=2, label="mean" if y == 0 else None)
-    axes.set(yticks=range(len(strategies)), yticklabels=strategies, xlabel=f"test {value} (%)")
+    axes.set(yticks=range(len(strategies)), yticklabels=strategies, xlabel=label)
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
     axes.legend(fontsize=8, loc="best")
@@ -130,12 +143,13 @@ def plot_comparison(frame: pd.DataFrame, axes: Axes | None = None, *, value: str
 
 
 def plot_heatmap(table: pd.DataFrame, axes: Axes | None = None, *, label: str = "accuracy (%)") -> Axes:
-    """A table of numbers as coloured cells with the numbers in them."""
+    """A table of numbers as coloured cells with the numbers, rounded to whole ones, in them; missing ones stay empty."""
     axes = _axes(axes, 1.1 * table.shape[1] + 2, 0.5 * table.shape[0] + 1.3)
     picture = axes.imshow(table.to_numpy(dtype=float), aspect="auto", cmap="viridis")
     middle = np.nanmean(picture.get_clim())
     for (row, column), number in np.ndenumerate(table.to_numpy(dtype=float)):
-        axes.text(column, row, f"{number:.0f}", ha="center", va="center", color="black" if number > middle else "white")
+        if not np.isnan(number):
+            axes.text(column, row, f"{number:.0f}", ha="center", va="center", color="black" if number > middle else "white")
     axes.set(xticks=range(table.shape[1]), xticklabels=table.columns, yticks=range(table.shape[0]), yticklabels=table.index)
     axes.figure.colorbar(picture, ax=axes, label=label)
     return axes

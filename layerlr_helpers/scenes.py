@@ -39,8 +39,10 @@ _CHUNK = 512  # images rendered at once: large enough to vectorise, small enough
 def draw_factors(n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Draw everything that is random about ``n`` scenes, but for the noise of single pixels.
 
-    Colours are RGB in 0..1. Angles are in degrees, ``stripe_direction`` in [0, 180): the direction in which the
-    stripes (or the gradient) vary. ``scale``, ``shift_x`` and ``shift_y`` are fractions of the image's size.
+    Colours are RGB in 0..1. Angles are in degrees. ``stripe_direction``, in [0, 180), is the direction in which the
+    stripes (or the gradient) vary, clockwise from the image's x axis; ``stripe_frequency`` is their number in an image's
+    width. The shape is first shifted by ``shift_x`` (right) and ``shift_y`` (down), fractions of the image's size, then
+    rotated anticlockwise, sheared and scaled, all about the image's middle. ``noise`` is its standard deviation in 0..1.
     """
     def uniform(low, high, *size):
         return torch.rand(n, *size, generator=generator) * (high - low) + low
@@ -124,7 +126,10 @@ def _texture(factors: dict[str, Tensor], size: int, generator: torch.Generator) 
 
 @lru_cache(maxsize=4)
 def glyph_masks(size: int) -> Tensor:
-    """Every glyph in every font, centred: [len(FONTS) * len(GLYPHS), size, size], the font changing slowest."""
+    """Every glyph in every font, centred: [len(FONTS) * len(GLYPHS), size, size], the font changing slowest.
+
+    The result is cached: copy it before you change it.
+    """
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     masks = torch.empty(len(FONTS), len(GLYPHS), size, size)
     for f, name in enumerate(FONTS):

@@ -1,21 +1,22 @@
 """Learning-rate schedules for several groups. Each multiplies, so the ratios between the groups stay as they were.
 
 Every function returns one of torch's own schedulers, to be stepped after each optimizer step. The peak of each
-group is the rate that the group has when the schedule is made.
+group is the rate that the group was made with, also when another schedule has moved it since.
 """
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import pandas as pd
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from layerlr_helpers.param_groups import named
-from layerlr_helpers.unfreezing import UnfreezePlan
+from layerlr_helpers.param_groups import named, trainable
+from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
 
 
 @dataclass
@@ -31,7 +32,7 @@ class SlantedTriangle:
         start = max((first for first in self.restarts if first <= step), default=0)
         end = min((first for first in self.restarts if first > step), default=self.total_steps)
         length = end - start
-        step, cut = min(step - start, length), int(length * self.cut_frac)
+        step, cut = min(step - start, length), _rising(length, self.cut_frac)
         part = step / cut if step < cut else 1 - (step - cut) / (length - cut)
         return (1 + part * (self.ratio - 1)) / self.ratio
 
@@ -71,9 +72,10 @@ def slanted_triangular(optimizer: Optimizer, total_steps: int, *, cut_frac: floa
         raise ValueError(f"restarts must be between step 0 and step {total_steps}, not at {outside}")
     edges = [0, *sorted(restarts), total_steps]
     shortest = min(end - start for start, end in pairwise(edges))
-    if shortest * cut_frac < 1:
+    if _rising(shortest, cut_frac) < 1:
         raise ValueError(f"a triangle of {shortest} steps has no step to rise in with cut_frac={cut_frac}; it needs "
-                         f"at least {math.ceil(1 / cut_frac)} steps")
+                         f"at least {max(math.ceil(1 / cut_frac - 1e-9), 2)} steps")
+    _back_to_peak(optimizer, last_epoch)
     return LambdaLR(optimizer, SlantedTriangle(total_steps, cut_frac, ratio, tuple(sorted(restarts))), last_epoch)
 
 
@@ -92,6 +94,7 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int, 
         raise ValueError(f"warmup_steps must be at least 0 and below total_steps={total_steps}, not {warmup_steps}")
     if not 0 <= final_factor <= 1:
         raise ValueError(f"final_factor must be between 0 and 1, not {final_factor}; it is a part of the group's rate")
+    _back_to_peak(optimizer, last_epoch)
     return LambdaLR(optimizer, WarmupCosine(total_steps, warmup_steps, final_factor), last_epoch)
 
 
@@ -114,38 +117,72 @@ def one_cycle(optimizer: Optimizer, total_steps: int, **torch_kwargs) -> OneCycl
 
 
 def preview(groups: Optimizer | Sequence[dict], schedule: Callable[[Optimizer], LRScheduler] | None, total_steps: int, *,
-            plan: UnfreezePlan | None = None) -> pd.DataFrame:
-    """The learning rate of every group (columns) at every step (rows), found by running the schedule on a dummy.
+            plan: UnfreezePlan | ProgressiveUnfreezing | None = None) -> pd.DataFrame:
+    """The learning rate of every group (columns) at every step (rows), found by rehearsing the schedule on a stand-in.
 
     Args:
         groups: an optimizer or its parameter groups; they are not changed.
         schedule: a function that makes the schedule of an optimizer, e.g. ``lambda o: one_cycle(o, 500)``; None
             means constant rates.
-        plan: with a plan, a group's rate is 0 until it thaws.
+        plan: a group's rate is 0 until the plan thaws it. Pass the ``ProgressiveUnfreezing`` itself where BatchNorm
+            layers train also in frozen groups. Without a plan, a group that is frozen now stays so.
 
     Raises:
-        ValueError: no steps, or a plan that names a group that is not there.
+        ValueError: no steps, a plan that names a group that is not there, or a schedule that follows the loss.
     """
     _check_steps(total_steps)
     real = named(groups)
-    layers = {name: group.get("layer", name) for name, group in real.items()}
-    if plan is not None:
-        plan.check(list(dict.fromkeys(layers.values())))
-    kept = ("momentum", "betas")  # what a one-cycle schedule moves beside the rate
-    dummies = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": _peak(group)}
-               | {key: group[key] for key in kept if key in group} for group in real.values()]
-    optimizer = torch.optim.SGD(dummies, lr=0.0)
-    optimizer.defaults |= {key: dummy[key] for dummy in dummies for key in kept if key in dummy}
+    thawed = _thawed(real, plan)
+    optimizer = _Rehearsal(real.values(), getattr(groups, "defaults", {}))
     scheduler = schedule(optimizer) if schedule is not None else None
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError("ReduceLROnPlateau follows the loss, so its rates cannot be known before training")
     rows = []
     for step in range(total_steps):
-        active = plan.trainable_at(step) if plan is not None else set(layers.values())
-        rows.append({name: float(group["lr"]) if layers[name] in active else 0.0
+        active = thawed(step)
+        rows.append({name: float(group["lr"]) if name in active else 0.0
                      for name, group in zip(real, optimizer.param_groups, strict=True)})
         if scheduler is not None and step + 1 < total_steps:
             optimizer.step()
             scheduler.step()
     return pd.DataFrame(rows, index=pd.RangeIndex(total_steps, name="step"))
+
+
+class _Rehearsal(Optimizer):
+    """Stands in for an optimizer: the same groups and options, parameters of its own, steps that do nothing."""
+
+    def __init__(self, groups: Iterable[dict], defaults: dict):
+        options = [{key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
+                   for group in groups]
+        super().__init__([{**option, "params": [torch.nn.Parameter(torch.zeros(1))]} for option in options],
+                         {"lr": 0.0, **{key: value for option in options for key, value in option.items()}, **defaults})
+
+    def step(self, closure=None):
+        """Do nothing: a schedule only wants to see that a step was made."""
+
+
+def _thawed(real: dict[str, dict], plan) -> Callable[[int], set[str]]:
+    """A function of the step: which of the groups train."""
+    if plan is None:
+        return lambda step: {name for name, group in real.items() if trainable(group)}
+    if isinstance(plan, ProgressiveUnfreezing):
+        return lambda step: {name for name, group in real.items()
+                             if plan.training_at(step) & {id(p) for p in group["params"]}}
+    layers = {name: group.get("layer", name) for name, group in real.items()}
+    plan.check(list(dict.fromkeys(layers.values())))
+    return lambda step: {name for name, layer in layers.items() if layer in plan.trainable_at(step)}
+
+
+def _rising(length: int, cut_frac: float) -> int:
+    """How many of a triangle's steps rise; the last is left to fall. 0.29 of 100 is 29, though the product is 28.999…"""
+    return min(int(length * cut_frac + 1e-9), length - 1)
+
+
+def _back_to_peak(optimizer: Optimizer, last_epoch: int) -> None:
+    """A one-cycle schedule leaves its own low start as ``initial_lr``, which LambdaLR would take for the group's rate."""
+    for group in optimizer.param_groups:
+        if last_epoch == -1 and "max_lr" in group:
+            group["initial_lr"] = group.pop("max_lr")
 
 
 def _peak(group: dict) -> float:

@@ -4,9 +4,11 @@ The loop is the one that notebook 02 writes out in the open, plus what a long ru
 checkpoint that is never half written, and a resume that continues exactly where the run stopped.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import pandas as pd
@@ -45,39 +47,51 @@ def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epoch
     """Train ``model`` for a number of ``epochs`` or of ``steps`` and return the :class:`History`.
 
     A batch is ``(inputs, labels)``; inputs may be a tensor or a dictionary of keyword arguments. Everything runs on
-    the device that the model is on.
+    the device that the model is on. The model is left in train mode.
 
     Args:
         schedule: a torch scheduler of this optimizer, stepped after every optimizer step, or after every epoch with
-            ``schedule_every="epoch"`` (``ReduceLROnPlateau`` always is, with the validation loss if there is one).
-        unfreezing: anything with ``apply(step)``, called before every step: a ``ProgressiveUnfreezing``.
-        val_loader: evaluated after every epoch.
-        checkpoint: a file to save to after every epoch and, with ``checkpoint_every``, every so many steps. If it
-            exists, the run resumes from it, with the random numbers and the order of batches it would have had.
+            ``schedule_every="epoch"`` (``ReduceLROnPlateau`` always is, with the validation loss if there is one, else
+            with the epoch's mean training loss).
+        unfreezing: anything with ``apply(step)``, called before every step: a ``ProgressiveUnfreezing``. If it has a
+            ``report(step, metrics)``, that is called after every epoch's validation: a ``PlateauUnfreezing``.
+        val_loader: evaluated after every epoch, and at the end.
+        checkpoint: a file to save to after every epoch, at the end and, with ``checkpoint_every``, every so many steps.
+            If it exists, the run resumes from it, with the order of batches and torch's random numbers it would have had.
         loss_fn: of (logits, labels).
         autocast: a lower precision for the forward pass, e.g. ``torch.bfloat16``; None leaves all as it is.
         progress: show a bar (the environment variable TQDM_DISABLE=1 turns all bars off).
 
     Raises:
-        ValueError: neither or both of epochs and steps; a schedule or an unfreezing of other parameters than the
-            optimizer's; an unknown ``schedule_every``; a checkpoint of another run; a loader without a batch.
+        ValueError: neither or both of epochs and steps; an optimizer of another model; a schedule or an unfreezing of
+            other parameters than the optimizer's; an unfreezing that waits for reports without a validation loader;
+            a one-cycle schedule shorter than the run; an unknown ``schedule_every``; a damaged checkpoint, or one of
+            another run; a loader without a batch.
+        FileNotFoundError: no folder for the checkpoint.
     """
-    _check_arguments(optimizer, epochs, steps, schedule, schedule_every, unfreezing)
-    total = steps if steps is not None else epochs * _length(train_loader)
+    _check_run(model, optimizer, epochs, steps, unfreezing, val_loader)
+    _check_checkpoint(checkpoint, checkpoint_every)
+    length = checkpoints.length(train_loader)
+    total = _total_steps(epochs, steps, length)
+    resuming = checkpoint is not None and Path(checkpoint).exists()
+    _check_schedule(schedule, schedule_every, optimizer, total, resuming)
     plateau = isinstance(schedule, ReduceLROnPlateau)
     by_step = schedule is not None and schedule_every == "step" and not plateau
     by_epoch = schedule is not None and schedule_every == "epoch" and not plateau
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule,
+             "unfreezing": unfreezing if hasattr(unfreezing, "state_dict") else None}
     rows, place = [], checkpoints.Place()
-    if checkpoint is not None and Path(checkpoint).exists():
-        rows, place = checkpoints.load(checkpoint, parts, train_loader)
+    if resuming:
+        rows, place = checkpoints.load(checkpoint, parts, train_loader, total)
 
-    with _bar(total, place.step, progress) as bar:
+    def validation() -> dict[str, float]:
+        metrics = evaluate(model, val_loader, loss_fn=loss_fn, autocast=autocast) if val_loader is not None else {}
+        return {f"val_{name}": metrics[name] for name in ("loss", "accuracy") if metrics}
+
+    with progress_bar(total=total, initial=min(place.step, total), unit="step", shown=progress) as bar:
         while place.step < total:
             model.train()
             for inputs, labels in place.remaining_batches(train_loader):
-                if place.step == total:
-                    break
                 if unfreezing is not None:
                     unfreezing.apply(place.step)
                 row = {"step": place.step, "epoch": place.epoch, "lr": current_rates(optimizer)}
@@ -87,19 +101,24 @@ def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epoch
                 rows.append(row)
                 place.step, place.batch = place.step + 1, place.batch + 1
                 _advance(bar, row)
-                if checkpoint is not None and checkpoint_every and place.step % checkpoint_every == 0:
+                if checkpoint_every is not None and place.step % checkpoint_every == 0:
                     checkpoints.save(checkpoint, parts, rows, place, train_loader)
+                if place.step == total and place.batch != length:
+                    break  # the run ends within this epoch; whoever goes on from here finds it unfinished
             else:
-                place.epoch, place.batch = place.epoch + 1, 0
+                metrics = validation()
+                rows[-1] |= metrics
+                if hasattr(unfreezing, "report"):
+                    unfreezing.report(place.step, metrics)
                 if by_epoch:
                     schedule.step()
-            if val_loader is not None:
-                metrics = evaluate(model, val_loader, loss_fn=loss_fn, autocast=autocast)
-                rows[-1] |= {"val_loss": metrics["loss"], "val_accuracy": metrics["accuracy"]}
-            if plateau:
-                schedule.step(rows[-1].get("val_loss", rows[-1]["loss"]))
+                if plateau:
+                    schedule.step(rows[-1].get("val_loss", _mean_loss(rows, place.epoch)))
+                place.epoch, place.batch = place.epoch + 1, 0
             if checkpoint is not None:
                 checkpoints.save(checkpoint, parts, rows, place, train_loader)
+    if place.batch:
+        rows[-1] |= validation()  # not in the checkpoint: a run that goes on has no validation at this step
     return History(rows)
 
 
@@ -131,7 +150,7 @@ def evaluate(model: nn.Module, loader: Iterable, *, loss_fn: Callable[[Tensor, T
     device = _device(model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    n, loss, correct = 0, 0.0, 0
+    n, loss, correct, decided = 0, 0.0, 0, 0
     try:
         for inputs, labels in loader:
             labels = _to(labels, device)
@@ -140,12 +159,13 @@ def evaluate(model: nn.Module, loader: Iterable, *, loss_fn: Callable[[Tensor, T
             n += len(labels)
             loss += float(loss_fn(logits.float(), labels)) * len(labels)
             correct += int((logits.argmax(1) == labels).sum())
+            decided += labels.numel()  # more than one an example where each pixel has a label
     finally:
         for module, training in modes.items():
             module.training = training
     if n == 0:
         raise ValueError("the loader to evaluate on gave no batch")
-    return {"loss": loss / n, "accuracy": correct / n, "n": n}
+    return {"loss": loss / n, "accuracy": correct / decided, "n": n}
 
 
 def fast_autocast() -> torch.dtype | None:
@@ -173,10 +193,11 @@ def _to(value, device: torch.device):
     return value.to(device)
 
 
-def _bar(total: int, initial: int, progress: bool) -> tqdm:
-    # 'disable' is passed only to turn the bar off: given at all, it would override the variable TQDM_DISABLE.
-    off = {} if progress else {"disable": True}
-    return tqdm(total=total, initial=min(initial, total), unit="step", leave=False, **off)
+def progress_bar(*arguments, shown: bool = True, **options) -> tqdm:
+    """A tqdm bar that vanishes when it is done; not ``shown``, or with TQDM_DISABLE set, there is none at all."""
+    # tqdm's notebook bar reads the variable too late and leaves an empty bar behind, so it is read here.
+    off = {"disable": True} if not shown or os.environ.get("TQDM_DISABLE") else {}
+    return tqdm(*arguments, leave=False, **off, **options)
 
 
 def _advance(bar: tqdm, row: dict) -> None:
@@ -191,25 +212,61 @@ def _rate_range(rates: dict[str, float]) -> str:
     return f"{low:.1e}" if low == high else f"{low:.1e} to {high:.1e}"
 
 
-def _check_arguments(optimizer, epochs, steps, schedule, schedule_every, unfreezing) -> None:
+def _mean_loss(rows: list[dict], epoch: int) -> float:
+    losses = [row["loss"] for row in rows if row["epoch"] == epoch]
+    return sum(losses) / len(losses)
+
+
+def _check_run(model, optimizer, epochs, steps, unfreezing, val_loader) -> None:
     if (epochs is None) == (steps is None):
         raise ValueError(f"give exactly one of epochs and steps, not epochs={epochs} and steps={steps}")
-    if (epochs if steps is None else steps) < 0:
-        raise ValueError(f"epochs and steps cannot be negative, got epochs={epochs}, steps={steps}")
-    if schedule_every not in ("step", "epoch"):
-        raise ValueError(f"schedule_every must be 'step' or 'epoch', not {schedule_every!r}")
-    if schedule is not None and schedule.optimizer is not optimizer:
-        raise ValueError("this schedule was made for another optimizer; make it with the one that is passed to fit")
+    number = epochs if steps is None else steps
+    if not isinstance(number, Integral) or number < 0:
+        raise ValueError(f"epochs and steps are whole numbers, 0 or above; got epochs={epochs}, steps={steps}")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in model.parameters()):
+        raise ValueError("this optimizer was made for another model: none of its parameters is in the model that is passed "
+                         "to fit; make the optimizer again after the model")
     missing = [group.name for group in getattr(unfreezing, "groups", ())
                if any(id(p) not in held for p in group.params.values())]
     if missing:
         raise ValueError(f"the unfreezing's groups {missing} are not in the optimizer, so they would never train; "
                          "give the optimizer all groups from the start")
+    if hasattr(unfreezing, "report") and val_loader is None:
+        raise ValueError(f"{type(unfreezing).__name__} decides by validation metrics; give fit a val_loader")
 
 
-def _length(loader) -> int:
-    try:
-        return len(loader)
-    except TypeError:
-        raise ValueError("this train loader has no length; pass steps=… in place of epochs=…") from None
+def _check_schedule(schedule, schedule_every, optimizer, total, resuming) -> None:
+    if schedule_every not in ("step", "epoch"):
+        raise ValueError(f"schedule_every must be 'step' or 'epoch', not {schedule_every!r}")
+    if schedule is None:
+        return
+    if not hasattr(schedule, "step"):
+        raise ValueError(f"schedule must be a torch scheduler, not {schedule!r}; make one of the optimizer first, for example "
+                         "one_cycle(optimizer, steps)")
+    if schedule.optimizer is not optimizer:
+        raise ValueError("this schedule was made for another optimizer; make it with the one that is passed to fit")
+    if schedule_every == "step" and hasattr(schedule, "total_steps"):  # OneCycleLR, which raises after its last step
+        done = 0 if resuming else schedule.last_epoch
+        if done + total > schedule.total_steps:
+            raise ValueError(f"the schedule has {schedule.total_steps - done} steps left and the run has {total}; make the "
+                             f"schedule with total_steps={total}")
+
+
+def _check_checkpoint(checkpoint, checkpoint_every) -> None:
+    if checkpoint_every is not None and checkpoint is None:
+        raise ValueError(f"checkpoint_every={checkpoint_every} needs checkpoint=…, the file to save to")
+    if checkpoint_every is not None and (not isinstance(checkpoint_every, Integral) or checkpoint_every < 1):
+        raise ValueError(f"checkpoint_every is a whole number, 1 or above, not {checkpoint_every!r}")
+    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
+        raise FileNotFoundError(f"no folder {Path(checkpoint).parent} to save the checkpoint in; make it first")
+
+
+def _total_steps(epochs: int | None, steps: int | None, length: int | None) -> int:
+    if length == 0:
+        raise ValueError("the train loader has no batch (is its batch_size above the number of images, with drop_last?)")
+    if steps is not None:
+        return steps
+    if length is None:
+        raise ValueError("this train loader has no length; pass steps=… in place of epochs=…")
+    return epochs * length

@@ -7,9 +7,10 @@ any step does what an uninterrupted one does. All groups stay in the optimizer f
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm  # the common base of all kinds, SyncBatchNorm too
+from torch.nn.modules.batchnorm import _NormBase  # the common base of all kinds, SyncBatchNorm and InstanceNorm too
 
 from layerlr_helpers.layers import LayerGroup
 from layerlr_helpers.naming import listed, matching
@@ -31,9 +32,9 @@ class UnfreezePlan:
 
     def __post_init__(self):
         for name, first in self.first_steps.items():
-            if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+            if not isinstance(first, Integral) or isinstance(first, bool) or first < 0:
                 raise ValueError(f"the first step of {name!r} must be a whole number, 0 or above, not {first!r}")
-        object.__setattr__(self, "first_steps", dict(self.first_steps))
+        object.__setattr__(self, "first_steps", {name: int(first) for name, first in self.first_steps.items()})
 
     @classmethod
     def top_down(cls, groups: Sequence[LayerGroup], every: int, first: int = 0) -> "UnfreezePlan":
@@ -51,7 +52,7 @@ class UnfreezePlan:
         """Raise a ValueError if the plan names a group that is not among ``names``."""
         for name in self.first_steps:
             if name not in names:
-                matching(name.replace("*", "?"), names)  # raises, with the names that come close
+                matching(name, names)  # raises, with the names that come close
                 raise ValueError(f"a plan takes names, not patterns like {name!r}; there are: {listed(names)}")
 
     def to_json(self) -> str:
@@ -82,6 +83,9 @@ class ProgressiveUnfreezing:
       their statistics, only their scale and shift are frozen. This is what ``requires_grad = False`` alone does.
     - ``"train"``: they are not frozen at all: statistics, scale and shift train from the start.
 
+    A BatchNorm layer whose scale and shift are in different groups is frozen until both train. InstanceNorm layers
+    that keep statistics are treated in the same way.
+
     Raises:
         ValueError: a plan that names a group that does not exist, or an unknown ``batch_norm``.
     """
@@ -91,43 +95,60 @@ class ProgressiveUnfreezing:
             raise ValueError(f"unknown batch_norm {batch_norm!r}; known are {', '.join(map(repr, BATCH_NORM_MODES))}")
         plan.check([group.name for group in groups])
         self.groups, self.plan, self.batch_norm = list(groups), plan, batch_norm
-        self._handles: dict[nn.Module, list] = {}
 
     def apply(self, step: int) -> set[str]:
         """Freeze and thaw so that exactly the plan's groups for this step train; returns their names."""
-        active = self.plan.trainable_at(step)
+        active, training = self.plan.trainable_at(step), self.training_at(step)
         for group in self.groups:
-            norms = _batch_norms(group)
-            spared = {id(p) for norm in norms for p in norm.parameters()} if self.batch_norm == "train" else set()
             for p in group.params.values():
-                train = group.name in active or id(p) in spared
-                p.requires_grad_(train)
-                if not train:
+                p.requires_grad_(id(p) in training)
+                if id(p) not in training:
                     p.grad = None
-            for norm in norms:
-                self._hold(norm, group.name not in active and self.batch_norm == "freeze")
+        for norm, groups in _norms(self.groups).items():
+            own = list(norm.parameters())  # none where affine=False: then the groups that it is in decide
+            trains = all(id(p) in training for p in own) if own else groups <= active
+            _hold(norm, self.batch_norm == "freeze" and not trains)
         return active
 
+    def training_at(self, step: int) -> set[int]:
+        """The ids of the parameters that train at this step, a pure function of the step."""
+        active = self.plan.trainable_at(step)
+        training = {id(p) for group in self.groups if group.name in active for p in group.params.values()}
+        if self.batch_norm == "train":
+            training |= {id(p) for norm in _norms(self.groups) for p in norm.parameters()}
+        return training
+
     def release(self) -> None:
-        """Thaw everything and take the hooks off the BatchNorm layers."""
+        """Thaw everything and let the BatchNorm layers run in the model's mode again."""
         for group in self.groups:
             for p in group.params.values():
                 p.requires_grad_(True)
-        for norm in list(self._handles):
-            self._hold(norm, False)
-
-    def _hold(self, norm: nn.Module, still: bool) -> None:
-        if still and norm not in self._handles:
-            self._handles[norm] = [norm.register_forward_pre_hook(_run_as_eval),
-                                   norm.register_forward_hook(_back_to_mode, always_call=True)]
-        elif not still:
-            for handle in self._handles.pop(norm, ()):
-                handle.remove()
+        for norm in _norms(self.groups):
+            _hold(norm, False)
 
 
-def _batch_norms(group: LayerGroup) -> list[nn.Module]:
-    return list(dict.fromkeys(part for module in group.modules.values() for part in module.modules()
-                              if isinstance(part, _BatchNorm)))
+def _norms(groups: Sequence[LayerGroup]) -> dict[nn.Module, set[str]]:
+    """The norms that keep statistics, each with the names of the groups that it is in."""
+    found: dict[nn.Module, set[str]] = {}
+    for group in groups:
+        for module in group.modules.values():
+            for part in module.modules():
+                if isinstance(part, _NormBase):
+                    found.setdefault(part, set()).add(group.name)
+    return found
+
+
+def _hold(norm: nn.Module, still: bool) -> None:
+    """Make a norm run as in eval mode, or no longer.
+
+    The handles are kept on the norm, so that a copy of the model, or a second ProgressiveUnfreezing, can let go too.
+    """
+    if still and not hasattr(norm, "_held_still"):
+        norm._held_still = (norm.register_forward_pre_hook(_run_as_eval),
+                            norm.register_forward_hook(_back_to_mode, always_call=True))
+    elif not still:
+        for handle in norm.__dict__.pop("_held_still", ()):
+            handle.remove()
 
 
 # The mode is changed for the forward pass alone, so that model.train() and model.eval() mean what they always do.

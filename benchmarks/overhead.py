@@ -1,0 +1,75 @@
+"""What the helpers cost: fit beside a bare loop, grouping beside a forward pass, import beside importing torch.
+
+Run with ``python benchmarks/overhead.py``.
+"""
+
+import subprocess
+import sys
+
+import torch
+import torch.nn.functional as F
+from timing import alternately
+from torch.utils.data import DataLoader
+from torchvision.models import resnet18, vit_l_16
+
+from layerlr_helpers import fit, layer_decay, layer_groups, one_cycle, param_groups, printed_glyphs
+
+
+def loop_overhead() -> None:
+    """The same 15 steps of ResNet-18 by a bare loop and by ``fit`` (goal: within 3 %)."""
+    data = printed_glyphs(300)
+    loader = DataLoader(data, 20)
+
+    def prepared():
+        model = resnet18(num_classes=64)
+        optimizer = torch.optim.AdamW(param_groups(layer_groups(model), layer_decay(1e-3, 0.7)))
+        return model, optimizer, one_cycle(optimizer, len(loader))
+
+    def bare():
+        model, optimizer, schedule = prepared()
+        model.train()
+        losses, accuracies = [], []
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            logits = model(inputs)
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            accuracies.append((logits.argmax(1) == labels).float().mean().item())
+
+    def ours():
+        model, optimizer, schedule = prepared()
+        fit(model, optimizer, loader, epochs=1, schedule=schedule, progress=False)
+
+    print("\n15 steps of ResNet-18\n", alternately({"bare loop": bare, "fit": ours}, repeats=9).round(3), sep="")
+
+
+def grouping() -> None:
+    """layer_groups and param_groups on ViT-L/16, beside forward passes (goal: under two)."""
+    model = vit_l_16().eval()
+    image = torch.zeros(1, 3, 224, 224)
+
+    def forward():
+        with torch.no_grad():
+            model(image)
+
+    tasks = {"one forward pass": forward, "layer_groups + param_groups": lambda: param_groups(model, layer_decay(1e-3, 0.8))}
+    print("\nViT-L/16\n", alternately(tasks, repeats=7).round(3), sep="")
+
+
+def importing() -> None:
+    """Importing this package on top of torch and torchvision (goal: at most 10 % more)."""
+    def python(code):
+        return lambda: subprocess.run([sys.executable, "-c", code], check=True)
+
+    tasks = {"torch, torchvision": python("import torch, torchvision"),
+             "and layerlr_helpers": python("import torch, torchvision, layerlr_helpers")}
+    print("\nimport\n", alternately(tasks, repeats=9).round(3), sep="")
+
+
+if __name__ == "__main__":
+    loop_overhead()
+    grouping()
+    importing()

@@ -1,0 +1,243 @@
+import copy
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import BATCHES, EPOCHS, LOADERS, SCHEDULES, STEPS, UNFREEZINGS, Augmented, Run, same
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from layerlr_helpers import checkpoints, fit
+from layerlr_helpers.training import evaluate
+
+
+class Interrupted(Exception):
+    """Stands for a lost connection, a full disk, a person at the keyboard."""
+
+
+def interrupted_after(steps):
+    """A loss that breaks the run off in the middle of step number ``steps``, counted from 0."""
+    seen = []
+
+    def loss(logits, labels):
+        if torch.is_grad_enabled():  # not while validating
+            if len(seen) == steps:
+                raise Interrupted
+            seen.append(1)
+        return cross_entropy(logits, labels)
+
+    return loss
+
+
+def finish(path, kinds, *, epochs=EPOCHS, **arguments):
+    """Start or resume the run in a process that has other random numbers, and take it to its end."""
+    run = Run(**kinds)
+    if path.exists():
+        torch.manual_seed(random.randrange(2**40))
+    history = fit(**run.arguments | arguments, epochs=epochs, checkpoint=path)
+    return run, history
+
+
+KINDS = st.fixed_dictionaries({"schedule": st.sampled_from(list(SCHEDULES)), "loader": st.sampled_from(list(LOADERS)),
+                               "unfreezing": st.sampled_from(list(UNFREEZINGS))})
+
+
+def uninterrupted(kinds):
+    run = Run(**kinds)
+    return run, fit(**run.arguments, epochs=EPOCHS)
+
+
+@settings(max_examples=30)
+@given(kinds=KINDS, stops=st.lists(st.integers(0, STEPS - 1), min_size=1, max_size=3), every=st.none() | st.integers(1, 8))
+def test_a_run_that_breaks_off_anywhere_goes_on_as_if_it_had_not(tmp_path_factory, kinds, stops, every):
+    path = tmp_path_factory.mktemp("run") / "x.pt"
+    expected, history = uninterrupted(kinds)
+    for stop in stops:
+        run = Run(**kinds)
+        if path.exists():
+            torch.manual_seed(stop)
+        try:
+            fit(**run.arguments, epochs=EPOCHS, checkpoint=path, checkpoint_every=every, loss_fn=interrupted_after(stop))
+        except Interrupted:
+            continue
+    run, resumed = finish(path, kinds)
+    assert same(run.model.state_dict(), expected.model.state_dict())
+    assert same(run.optimizer.state_dict(), expected.optimizer.state_dict())
+    if run.schedule is not None:
+        assert same(run.schedule.state_dict(), expected.schedule.state_dict())
+    assert resumed.rows == history.rows
+
+
+@settings(max_examples=30)
+@given(kinds=KINDS, first=st.integers(1, STEPS))
+def test_a_run_that_is_given_more_steps_goes_on_as_if_it_had_had_them(tmp_path_factory, kinds, first):
+    path = tmp_path_factory.mktemp("run") / "x.pt"
+    expected, history = uninterrupted(kinds)
+    short = fit(**Run(**kinds).arguments, steps=first, checkpoint=path)
+    assert "val_loss" in short.rows[-1]  # told to the caller, though no epoch ends here
+    run, resumed = finish(path, kinds)
+    assert same(run.model.state_dict(), expected.model.state_dict())
+    assert resumed.rows == history.rows
+
+
+def test_a_resumed_epoch_is_validated_at_its_end_with_what_was_learned_until_then(tmp_path):
+    path = tmp_path / "x.pt"
+    with pytest.raises(Interrupted):
+        fit(**Run().arguments, epochs=2, checkpoint=path, checkpoint_every=4, loss_fn=interrupted_after(BATCHES + 3))
+    run, history = finish(path, {}, epochs=2)
+    frame = history.to_frame()
+    assert frame["step"][frame["val_loss"].notna()].tolist() == [BATCHES - 1, 2 * BATCHES - 1]
+    assert frame["val_loss"].iloc[-1] == evaluate(run.model, run.val)["loss"]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    path = tmp_path / "x.pt"
+    run, history = finish(path, {})
+    again, same_history = finish(path, {}, loss_fn=interrupted_after(0))
+    assert same_history.rows == history.rows
+    assert same(again.model.state_dict(), run.model.state_dict())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_resume_too(tmp_path, workers):
+    def started(arguments):
+        loader = DataLoader(Augmented(), 4, shuffle=True, num_workers=workers)
+        return arguments | {"train_loader": loader}
+
+    whole, path = Run(), tmp_path / "x.pt"
+    history = fit(**started(whole.arguments), epochs=2)
+    with pytest.raises(Interrupted):
+        fit(**started(Run().arguments), epochs=2, checkpoint=path, checkpoint_every=3, loss_fn=interrupted_after(4))
+    resumed = Run(seed=1)
+    assert fit(**started(resumed.arguments), epochs=2, checkpoint=path).rows == history.rows
+    assert same(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    expected, history = uninterrupted({})
+    fit(**Run().arguments, steps=BATCHES, checkpoint=path)
+    before = path.read_bytes()
+
+    def killed(*args):
+        raise Interrupted
+
+    def killed_half_way(content, file):
+        file.write_bytes(b"PK half of it")
+        raise Interrupted
+
+    for place, kill in ((checkpoints.os, "replace"), (checkpoints.torch, "save")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, kill, killed if kill == "replace" else killed_half_way)
+            with pytest.raises(Interrupted):
+                finish(path, {})
+        assert path.read_bytes() == before
+    run, resumed = finish(path, {})
+    assert resumed.rows == history.rows
+    assert same(run.model.state_dict(), expected.model.state_dict())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_a_checkpoint_is_read_without_running_code(tmp_path):
+    """Also with NumPy numbers as rates, which a safe reader would refuse."""
+    path = tmp_path / "x.pt"
+    run, _ = finish(path, {"schedule": "sequential", "unfreezing": "plateau"})
+    assert "numpy" in str(type(run.optimizer.param_groups[0]["initial_lr"]))
+    assert torch.load(path, weights_only=True)["place"]["step"] == STEPS
+
+
+def test_a_state_that_could_not_be_read_back_is_refused_when_saving(tmp_path):
+    run = Run()
+    run.optimizer.param_groups[0]["home"] = tmp_path
+    with pytest.raises(ValueError, match=r"cannot save to .*pathlib.*in its state_dict"):
+        fit(**run.arguments, steps=1, checkpoint=tmp_path / "x.pt")
+    assert not list(tmp_path.iterdir())
+
+
+# What is refused, with nothing changed
+
+
+def other_order(run):
+    """The same tensors in the same groups, but in another order: moments would land on the wrong ones."""
+    for group in run.optimizer.param_groups:
+        group["params"].reverse()
+
+
+OTHER_RUNS = {
+    "another width": (lambda: Run(width=9), r"holds another model, which differs in body\.0\.weight, .* …"),
+    "another optimizer": (lambda: Run(optimizer=torch.optim.RAdam), "kind of optimizer AdamW and not RAdam"),
+    "another schedule": (lambda: Run(schedule="warmup_cosine"), "kind of schedule OneCycleLR and not LambdaLR"),
+    "no schedule": (lambda: Run(schedule="none"), "kind of schedule OneCycleLR and not NoneType"),
+    "another loader": (lambda: Run(loader="global generator"), "number of generators 1 and not 0"),
+    "more data": (lambda: Run(n=30), "number of batches 6 and not 8"),
+    "another unfreezing": (lambda: Run(unfreezing="plateau"), "kind of unfreezing NoneType and not PlateauUnfreezing"),
+}
+
+
+@pytest.mark.parametrize(("other", "problem"), OTHER_RUNS.values(), ids=OTHER_RUNS)
+def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path, other, problem):
+    path = tmp_path / "x.pt"
+    fit(**Run().arguments, steps=3, checkpoint=path)
+    run = other()
+    before, file = copy.deepcopy(run.state()), path.read_bytes()
+    with pytest.raises(ValueError, match=rf"cannot resume from .*x\.pt: .*{problem}"):
+        fit(**run.arguments, epochs=2, checkpoint=path)
+    assert same(run.state(), before)
+    assert path.read_bytes() == file
+
+
+def test_parameters_in_another_order_are_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    fit(**Run().arguments, steps=3, checkpoint=path)
+    run = Run()
+    other_order(run)
+    with pytest.raises(ValueError, match="of another run, with parameter group 0"):
+        fit(**run.arguments, epochs=1, checkpoint=path)
+
+
+def test_a_schedule_of_another_length_is_refused_before_training(tmp_path):
+    path = tmp_path / "x.pt"
+    fit(**Run().arguments, steps=3, checkpoint=path)
+    run = Run()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(run.optimizer, 0.05, total_steps=2 * STEPS)
+    with pytest.raises(ValueError, match=f"its schedule had total_steps {STEPS}, this one has {2 * STEPS}"):
+        fit(**run.arguments | {"schedule": schedule}, epochs=2 * EPOCHS, checkpoint=path)
+
+
+def test_a_run_that_asks_for_less_than_was_done_is_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    fit(**Run().arguments, steps=5, checkpoint=path)
+    with pytest.raises(ValueError, match="at step 5, further than the 4 steps"):
+        fit(**Run().arguments, steps=4, checkpoint=path)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_a_damaged_checkpoint_is_refused_or_does_no_harm(tmp_path_factory, data):
+    """One byte may be one that nothing depends on, as in a name or in padding; then the run ends as it should."""
+    path = tmp_path_factory.mktemp("run") / "x.pt"
+    fit(**Run().arguments, steps=4, checkpoint=path)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans(), label="truncate"):
+        content = content[:data.draw(st.integers(0, len(content) - 1))]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    run = Run()
+    before = copy.deepcopy(run.state())
+    try:
+        history = fit(**run.arguments, epochs=1, checkpoint=path).rows
+    except ValueError as error:
+        assert "move it away to start anew" in str(error)  # noqa: PT017 (it need not be raised)
+        assert same(run.state(), before)
+    else:
+        assert history == fit(**Run().arguments, epochs=1).rows
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": {}}, {"format": 1}])
+def test_a_file_that_is_no_checkpoint_of_fit_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="not written by this version of fit; move it away"):
+        fit(**Run().arguments, epochs=1, checkpoint=tmp_path / "x.pt")

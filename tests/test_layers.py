@@ -1,0 +1,436 @@
+"""layer_groups: every parameter once, in the order of execution, under names one can say."""
+
+import itertools
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_tracing import assert_same, state
+from torch import nn
+from torchvision import models
+
+from layerlr_helpers import layer_groups
+from layerlr_helpers.layers import GRANULARITIES
+
+
+def names(model, *args, **kwargs):
+    return [group.name for group in layer_groups(model, *args, **kwargs)]
+
+
+def assert_partition(model, groups):
+    """Every parameter in exactly one group, under a name of its own, no group empty, no name twice."""
+    grouped = [(name, p) for group in groups for name, p in group.params.items()]
+    assert sorted(id(p) for _, p in grouped) == sorted(id(p) for p in model.parameters())
+    own = dict(model.named_parameters())
+    assert all(own[name] is p for name, p in grouped)
+    assert len({group.name for group in groups}) == len(groups)
+    assert all(group.params for group in groups)
+
+
+class Net(nn.Module):
+    """A model from named parts and a forward function, to write odd models in a line."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self._forward = forward
+
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+# --- ResNet-18: the names that notebooks and plans rely on ------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def resnet():
+    return models.resnet18(weights=None)
+
+
+def test_the_stages_of_a_resnet18_have_the_names_of_the_course(resnet):
+    assert names(resnet) == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+
+
+def test_its_children_keep_their_own_names(resnet):
+    assert names(resnet, granularity="child") == ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]
+
+
+def test_its_blocks_are_named_one_by_one(resnet):
+    blocks = [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
+    assert names(resnet, granularity="block") == ["stem", *blocks, "head"]
+
+
+def test_its_tensors_are_named_as_the_model_names_them_and_in_the_order_of_execution(resnet):
+    found = names(resnet, granularity="tensor")
+    assert set(found) == {name for name, _ in resnet.named_parameters()}
+    assert found[:3] == ["conv1.weight", "bn1.weight", "bn1.bias"]
+    assert found[-2:] == ["fc.weight", "fc.bias"]
+    # In a block that changes the resolution the shortcut runs after the two convolutions.
+    assert found.index("layer2.0.conv2.weight") < found.index("layer2.0.downsample.0.weight")
+
+
+def test_the_size_of_the_image_changes_nothing(resnet):
+    assert names(resnet, torch.zeros(1, 3, 32, 32)) == names(resnet, torch.zeros(2, 3, 96, 64)) == names(resnet)
+
+
+def test_the_groups_of_a_resnet_have_all_its_modules(resnet):
+    inside = {id(m) for group in layer_groups(resnet) for module in group.modules.values() for m in module.modules()}
+    assert {id(m) for m in resnet.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.Linear))} <= inside
+
+
+# --- a spread of architectures ----------------------------------------------------------------------------------------
+
+ARCHITECTURES = {
+    "mobilenet_v3_small": {}, "shufflenet_v2_x0_5": {}, "squeezenet1_1": {}, "vit_b_32": {}, "densenet121": {},
+    "googlenet": {"init_weights": False},
+}
+# The last linear (in SqueezeNet convolutional) layer of each.
+CLASSIFIERS = {"mobilenet_v3_small": "classifier.3", "shufflenet_v2_x0_5": "fc", "squeezenet1_1": "classifier.1",
+               "vit_b_32": "heads.head", "densenet121": "classifier", "googlenet": "fc"}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def architecture(request):
+    with torch.device("meta"):  # the look needs no values, and without them it takes no time
+        return request.param, getattr(models, request.param)(weights=None, **ARCHITECTURES[request.param])
+
+
+@pytest.mark.filterwarnings("ignore:the forward pass did not use aux")  # GoogLeNet's, of which tests below speak
+def test_all_architectures_fall_into_whole_groups_with_the_classifier_last(architecture):
+    name, model = architecture
+    counts = {}
+    for granularity in GRANULARITIES:
+        groups = layer_groups(model, granularity=granularity)
+        assert_partition(model, groups)
+        counts[granularity] = len(groups)
+        assert f"{CLASSIFIERS[name]}.bias" in groups[-1].params
+        if granularity in ("stage", "block"):
+            assert groups[0].name == "stem"
+            assert groups[-1].name == "head"
+            assert set(groups[-1].params) <= {f"{CLASSIFIERS[name]}.weight", f"{CLASSIFIERS[name]}.bias"}
+    assert counts["stage"] <= counts["block"] < counts["tensor"] == len(list(model.parameters()))
+
+
+def test_a_transformer_has_one_stage_for_each_encoder_layer_after_its_patch_embedding():
+    with torch.device("meta"):
+        model = models.vit_b_32(weights=None)
+    groups = layer_groups(model)
+    assert [group.name for group in groups[1:-1]] == [f"encoder.layers.encoder_layer_{i}" for i in range(12)]
+    assert set(groups[0].params) == {"conv_proj.weight", "conv_proj.bias", "class_token", "encoder.pos_embedding"}
+    assert "encoder.ln.weight" in groups[-2].params  # the norm after the last layer belongs to it
+    assert_partition(model, groups)
+
+
+def test_the_unused_classifiers_of_a_googlenet_are_groups_before_the_head_that_say_so():
+    with torch.device("meta"):
+        model = models.googlenet(weights=None, init_weights=False)
+    for granularity in ("stage", "child"):
+        with pytest.warns(UserWarning, match="did not use aux1, aux2"):
+            found = names(model, granularity=granularity)
+        assert found[-3:-1] == ["aux1 (unused)", "aux2 (unused)"]
+        assert found[-1] in ("head", "fc")
+
+
+# --- random models ----------------------------------------------------------------------------------------------------
+
+@st.composite
+def module_trees(draw, depth=2):
+    """Nested containers of linear layers of width 4, of norms with and without parameters, and of shared modules."""
+    shared = nn.Linear(4, 4)
+    leaves = [lambda: nn.Linear(4, 4), lambda: nn.Linear(4, 4, bias=False), lambda: nn.LayerNorm(4), nn.ReLU, nn.Identity,
+              lambda: nn.BatchNorm1d(4), lambda: nn.BatchNorm1d(4, affine=False), lambda: shared, lambda: Tied(shared)]
+
+    def tree(level):
+        if level == 0 or draw(st.integers(0, 3)) == 0:
+            return draw(st.sampled_from(leaves))()
+        children = [tree(level - 1) for _ in range(draw(st.integers(1, 3)))]
+        return draw(st.sampled_from([nn.Sequential, Residual, Listed, Scaled]))(*children)
+
+    return nn.Sequential(nn.Linear(4, 4), tree(depth), nn.Linear(4, 3))
+
+
+class Tied(nn.Module):
+    def __init__(self, other):
+        super().__init__()
+        self.weight, self.bias = other.weight, nn.Parameter(torch.zeros(4))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Listed(nn.Module):
+    """Its parts in a ModuleList, which is never called itself, with the attributes in reverse order."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = nn.ModuleList(reversed(parts))
+
+    def forward(self, x):
+        for part in reversed(self.parts):
+            x = part(x)
+        return x
+
+
+class Scaled(nn.Sequential):
+    """A parameter beside its parts, used after them."""
+
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        for name, part in self.named_children():
+            x = part(x) if name.isdigit() else x
+        return x * self.scale
+
+
+@settings(deadline=None, max_examples=30)
+@given(module_trees())
+def test_random_models_fall_into_whole_groups_in_the_order_of_execution(model):
+    owners = Counter(id(p) for m in set(model.modules()) for p in m.parameters(recurse=False))
+    uses = {key: use for key, use in first_uses(model).items() if owners[key] == 1}  # a tied one stands at its first name
+    for granularity in GRANULARITIES:
+        groups = layer_groups(model, granularity=granularity)
+        assert_partition(model, groups)
+        assert groups[-1].name == {"stage": "head", "block": "head", "child": "2", "tensor": "2.bias"}[granularity]
+        starts = [min((uses[id(p)] for p in group.params.values() if id(p) in uses), default=None) for group in groups]
+        known = [start for start in starts if start is not None]
+        assert known == sorted(known)
+
+
+def first_uses(model):
+    """When each parameter was first given to a function, found without the code under test: by poisoning.
+
+    A parameter with a NaN makes every module output after its use NaN; so the number of finite outputs that forward
+    hooks see on the way tells when it was used.
+    """
+    outputs = []
+    handles = [module.register_forward_hook(lambda m, args, output: outputs.append(bool(output.isfinite().all())))
+               for module in model.modules()]
+    model.eval()
+    uses = {}
+    for p in model.parameters():
+        before = p.detach().clone()
+        with torch.no_grad():
+            p.fill_(float("nan"))
+            outputs.clear()
+            model(torch.ones(2, 4))
+            p.copy_(before)
+        uses[id(p)] = sum(outputs)
+    for handle in handles:
+        handle.remove()
+    return uses
+
+
+# --- odd models -------------------------------------------------------------------------------------------------------
+
+def test_order_is_that_of_execution_whatever_the_order_of_the_attributes():
+    model = Net(lambda m, x: m.a_last(m.b_middle(m.c_first(x))),
+                a_last=nn.Linear(4, 2), b_middle=nn.Linear(4, 4), c_first=nn.Linear(3, 4))
+    assert names(model, torch.zeros(1, 3), granularity="child") == ["c_first", "b_middle", "a_last"]
+    groups = layer_groups(model, torch.zeros(1, 3))
+    assert list(groups[0].params) == ["c_first.weight", "c_first.bias"]
+    assert groups[-1].modules == {"a_last": model.a_last}
+
+
+def test_a_list_of_modules_stands_where_its_first_module_runs():
+    # A ModuleList is not called itself, so a look at calls alone would not know its place.
+    model = Net(lambda m, x: m.head(m.blocks[1](m.blocks[0](m.stem(x)))),
+                blocks=nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]), stem=nn.Linear(3, 4), head=nn.Linear(4, 2))
+    assert names(model, torch.zeros(1, 3), granularity="child") == ["stem", "blocks", "head"]
+
+
+def test_a_tied_parameter_is_in_one_group_under_its_first_name():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4), nn.Linear(4, 10))
+    model[2].weight = model[0].weight
+    for granularity in GRANULARITIES:
+        groups = layer_groups(model, granularity=granularity)
+        assert_partition(model, groups)
+        holders = [group for group in groups if any(p is model[0].weight for p in group.params.values())]
+        assert [next(iter(group.params)) for group in holders] == ["0.weight"]
+
+
+def test_equal_values_are_not_taken_for_the_same_parameter():
+    # Two fresh BatchNorm layers have equal values; comparing values in place of identity loses one.
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1))
+    assert_partition(model, layer_groups(model))
+
+
+def test_a_parameter_on_the_root_stands_where_it_is_used():
+    model = Net(lambda m, x: m.body(x + m.position) @ m.projection,
+                projection=nn.Parameter(torch.ones(4, 2)), body=nn.Linear(3, 4), position=nn.Parameter(torch.ones(1, 3)))
+    assert names(model, torch.zeros(1, 3), granularity="child") == ["position", "body", "projection"]
+    groups = layer_groups(model, torch.zeros(1, 3))
+    assert list(groups[-1].params) == ["projection"]
+    assert_partition(model, groups)
+
+
+def test_a_module_that_runs_twice_is_in_one_group_at_its_first_place():
+    twice = nn.Linear(4, 4)
+    model = nn.Sequential(nn.Linear(4, 4), twice, nn.Linear(4, 4), twice, nn.Linear(4, 2))
+    assert names(model, granularity="child") == ["0", "1", "2", "4"]
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_module_that_never_runs_is_a_group_of_its_own_before_the_head_with_a_warning(granularity):
+    model = Net(lambda m, x: m.fc(m.body(x)), body=nn.Linear(3, 4), fc=nn.Linear(4, 2), spare=nn.Linear(4, 2, bias=False))
+    with pytest.warns(UserWarning, match="the forward pass did not use spare"):
+        groups = layer_groups(model, torch.zeros(1, 3), granularity=granularity)
+    unused = next(group for group in groups if "unused" in group.name)
+    assert unused.params == {"spare.weight": model.spare.weight}
+    place = groups.index(unused)
+    assert all(name.startswith("fc") for group in groups[place + 1:] for name in group.params)
+    assert place < len(groups) - 1
+    assert_partition(model, groups)
+
+
+def test_a_parameter_that_is_never_used_is_named_too():
+    model = Net(lambda m, x: m.fc(x), idle=nn.Parameter(torch.ones(2, 2)), fc=nn.Linear(3, 2))
+    with pytest.warns(UserWarning, match="did not use idle"):
+        assert names(model, torch.zeros(1, 3)) == ["idle (unused)", "head"]
+
+
+def test_an_unused_part_that_is_called_head_does_not_take_the_heads_name():
+    model = Net(lambda m, x: m.fc(x), head=nn.Linear(3, 2), fc=nn.Linear(3, 2))
+    with pytest.warns(UserWarning, match="did not use head"):
+        groups = layer_groups(model, torch.zeros(1, 3))
+    assert groups[-1].name == "head"
+    assert groups[-1].modules == {"fc": model.fc}
+    assert_partition(model, groups)
+
+
+def test_a_part_that_is_called_head_but_does_not_come_last_gets_another_name():
+    model = Net(lambda m, x: m.fc(m.head(m.body(x))), body=nn.Linear(3, 3), head=nn.Linear(3, 3), fc=nn.Linear(3, 2))
+    assert names(model, torch.zeros(1, 3)) == ["stem", "head_", "head"]
+
+
+def test_two_branches_come_in_the_order_in_which_they_run():
+    model = Net(lambda m, x: m.fc(torch.cat([m.right(x), m.left(x)], 1)),
+                left=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten()),
+                right=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten()),
+                fc=nn.Linear(2 * 4 * 28 * 28, 2))
+    assert names(model, granularity="child") == ["right", "left", "fc"]
+    for granularity in GRANULARITIES:
+        groups = layer_groups(model, granularity=granularity)
+        assert_partition(model, groups)
+        order = [name.partition(".")[0] for group in groups for name in group.params]
+        assert [key for key, _ in itertools.groupby(order)] == ["right", "left", "fc"]
+
+
+def test_a_plain_sequential():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    assert names(model) == names(model, granularity="block") == ["stem", "2", "head"]
+    assert names(model, granularity="child") == ["0", "2", "4"]
+
+
+@pytest.mark.parametrize(("granularity", "expected"), [("stage", ["head"]), ("block", ["head"]), ("child", ["root"]),
+                                                       ("tensor", ["weight", "bias"])])
+def test_a_single_layer(granularity, expected):
+    assert names(nn.Linear(3, 2), granularity=granularity) == expected
+
+
+def test_a_norm_without_parameters_belongs_to_what_ran_before_it():
+    # It has statistics, so a frozen layer's norm must be found by whoever freezes the layer.
+    for norm_at, holder in ((1, "0"), (0, "1")):
+        layers = [nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1)]
+        layers.insert(norm_at, nn.BatchNorm2d(3, affine=False))
+        model = nn.Sequential(*layers)
+        group = layer_groups(model, granularity="child")[0]
+        assert group.name == holder
+        assert model[norm_at] in group.modules.values()
+        assert any(model[norm_at] in group.modules.values() for group in layer_groups(model, granularity="tensor"))
+
+
+def test_a_forward_pass_without_gradients_is_still_in_order():
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+            self.late, self.early = nn.ModuleList([nn.Linear(3, 2)]), nn.ModuleList([nn.Linear(3, 3)])
+
+        @torch.no_grad()
+        def forward(self, x):
+            return self.late[0](self.early[0](x)) * self.scale
+
+    model = Detached()
+    groups = layer_groups(model, torch.zeros(1, 3), granularity="child")
+    assert [group.name for group in groups if group.name != "scale"] == ["early", "late"]
+    assert_partition(model, groups)
+
+
+def test_dictionary_inputs():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.mask, self.out = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, *, ids, weights):
+            return {"logits": self.out(self.mask(self.embed(ids)) * weights[..., None])}
+
+    example = {"ids": torch.zeros(1, 5, dtype=torch.long), "weights": torch.ones(1, 5)}
+    assert names(Pair(), example, granularity="child") == ["embed", "mask", "out"]
+
+
+def test_wrapped_models_have_the_names_of_what_is_inside(resnet):
+    for wrapped in (torch.compile(resnet), nn.DataParallel(resnet)):
+        groups = layer_groups(wrapped)
+        assert [group.name for group in groups] == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+        assert_partition(resnet, groups)
+
+
+# --- what is refused, and what is left alone --------------------------------------------------------------------------
+
+def test_an_unknown_granularity_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'layer'; known are 'stage', 'child', 'block', 'tensor'"):
+        layer_groups(nn.Linear(2, 2), granularity="layer")
+
+
+def test_a_model_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="Sequential has no parameters"):
+        layer_groups(nn.Sequential(nn.ReLU()))
+
+
+def test_a_lazy_model_is_refused_and_not_made_by_the_way():
+    model = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"0\.weight, 0\.bias of Sequential have no shape yet"):
+        layer_groups(model, torch.zeros(1, 2))
+    assert isinstance(model[0], nn.LazyLinear)
+
+
+def test_an_input_that_cannot_be_guessed_is_asked_for():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Unflatten(0, (2, 2)), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"\[1, 3\].*example_input"):
+        layer_groups(model)
+    assert len(layer_groups(model, torch.zeros(4, 3))) == 2
+
+
+def test_the_model_comes_back_as_it_was():
+    model = models.resnet18(weights=None).train()
+    model.layer1.eval()
+    model.conv1.weight.requires_grad_(False)
+    model.fc.bias.grad = torch.ones(1000)
+    image = torch.randn(2, 3, 32, 32)
+    before = state(model)
+    for granularity in GRANULARITIES:
+        layer_groups(model, image, granularity=granularity)
+    assert_same(before, state(model))
+
+
+def test_no_warning_without_a_reason(resnet):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer_groups(resnet)
+
+
+def test_a_group_shows_its_name_and_size(resnet):
+    head = layer_groups(resnet)[-1]
+    assert repr(head) == "LayerGroup('head', 2 tensors, 513,000 parameters)"
+    assert head.size == 513_000

@@ -1,0 +1,168 @@
+import os
+from http.client import IncompleteRead
+from urllib.error import URLError
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+from torchvision.models import resnet18
+
+from layerlr_helpers import evaluate, load_resnet18, models, printed_glyphs
+from layerlr_helpers.pretrain import UNSEEN_SEED
+from layerlr_helpers.scenes import GLYPHS
+
+IMAGENET_FILE = "resnet18-f37072fd.pth"
+
+
+def test_the_glyph_weights_read_unseen_letters():
+    unseen = printed_glyphs(500, seed=UNSEEN_SEED)
+    assert evaluate(load_resnet18(), DataLoader(unseen, 250))["accuracy"] >= 0.97
+
+
+@pytest.mark.parametrize(("weights", "classes"), [("glyphs", len(GLYPHS)), (None, 1000)])
+def test_without_num_classes_the_head_stays(weights, classes):
+    model = load_resnet18(weights)
+    assert model.fc.out_features == classes
+    assert not model.training
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_num_classes_makes_a_new_head_and_leaves_the_rest():
+    before, after = load_resnet18().state_dict(), load_resnet18(num_classes=7).state_dict()
+    assert after["fc.weight"].shape == (7, 512)
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("fc."))
+
+
+def test_random_weights_come_from_torchs_generator():
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        first = load_resnet18(None, num_classes=3).state_dict()
+        torch.manual_seed(4)
+        again = load_resnet18(None, num_classes=3).state_dict()
+        other = load_resnet18(None, num_classes=3).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+
+
+@pytest.mark.parametrize(("arguments", "problem"), [
+    ({"weights": "imagnet"}, "unknown weights 'imagnet'; known are 'glyphs', 'imagenet' and None"),
+    ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
+])
+def test_arguments_that_make_no_network_are_refused(arguments, problem):
+    with pytest.raises(ValueError, match=problem):
+        load_resnet18(**arguments)
+
+
+# The checkpoint of this package
+
+
+@pytest.fixture(scope="module")
+def checkpoint_bytes():
+    return models.checkpoint_path().read_bytes()
+
+
+@pytest.fixture
+def loads(tmp_path, monkeypatch):
+    """Load the glyph weights from a file with the given bytes."""
+    def load(content):
+        (tmp_path / models.CHECKPOINT).write_bytes(content)
+        monkeypatch.setattr(models, "checkpoint_path", lambda: tmp_path / models.CHECKPOINT)
+        return load_resnet18()
+
+    return load
+
+
+def test_the_checkpoint_is_small_and_in_half_precision(checkpoint_bytes, loads):
+    assert len(checkpoint_bytes) < 23e6
+    stored = torch.load(models.checkpoint_path(), weights_only=True)
+    loaded = loads(checkpoint_bytes).state_dict()
+    assert stored["fc.weight"].dtype == torch.float16
+    assert all(torch.equal(loaded[name], value.to(loaded[name].dtype)) for name, value in stored.items())
+
+
+@pytest.mark.parametrize("size", [0, 1000, 22_000_000])
+def test_a_truncated_checkpoint_is_refused(checkpoint_bytes, loads, size):
+    with pytest.raises(ValueError, match=rf"damaged or not the checkpoint of this version: {size:,} bytes.*git checkout"):
+        loads(checkpoint_bytes[:size])
+
+
+@given(place=st.integers(0, 22_475_914), flip=st.integers(1, 255))
+def test_a_checkpoint_with_one_other_byte_is_refused(checkpoint_bytes, tmp_path_factory, place, flip):
+    file = tmp_path_factory.getbasetemp() / "flipped.pt"
+    content = bytearray(checkpoint_bytes)
+    content[place] ^= flip
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged.*flipped|flipped.*damaged"):
+        models.read_checkpoint(file, models.CHECKPOINT_SHA256)
+
+
+def test_a_missing_checkpoint_says_where_it_should_be_and_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(models, "CHECKPOINT", "lost.pt")
+    with pytest.raises(FileNotFoundError, match=r"no lost\.pt in .*data or .*data; restore it with git checkout"):
+        load_resnet18()
+
+
+# ImageNet's weights, through torchvision's own loader and its cache
+
+
+@pytest.fixture(scope="module")
+def fake_home(tmp_path_factory):
+    """A torch home with random weights in the place of torchvision's."""
+    home = tmp_path_factory.mktemp("torch_home")
+    file = home / "hub" / "checkpoints" / IMAGENET_FILE
+    file.parent.mkdir(parents=True)
+    torch.save(resnet18().state_dict(), file)
+    return home
+
+
+@pytest.fixture(params=["fake", *filter(None, [os.environ.get("LAYERLR_TORCH_HOME")])])
+def torch_home(request, fake_home, monkeypatch):
+    home = fake_home if request.param == "fake" else request.param
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def empty_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_imagenet_weights_come_from_torchvisions_cache(torch_home):
+    model = load_resnet18("imagenet")
+    assert model.fc.out_features == 1000
+    assert not model.training
+    stored = torch.load(f"{torch_home}/hub/checkpoints/{IMAGENET_FILE}", weights_only=True)
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], stored[name].float()) for name in ("conv1.weight", "fc.bias", "bn1.running_mean"))
+    assert load_resnet18("imagenet", num_classes=6).fc.out_features == 6
+
+
+@pytest.mark.parametrize("error", [URLError("no network"), TimeoutError("too slow"), IncompleteRead(b"")])
+def test_no_network_is_an_error_that_says_what_to_do(empty_home, monkeypatch, error):
+    def refuse(*args, **options):
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(ConnectionError, match="could not be downloaded") as raised:
+        load_resnet18("imagenet")
+    for hint in (IMAGENET_FILE, str(empty_home), "weights='glyphs'"):
+        assert hint in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>log in first</html>", "truncated", "other net"])
+def test_a_damaged_file_in_the_cache_is_named(empty_home, fake_home, content):
+    file = empty_home / IMAGENET_FILE
+    if content == "truncated":
+        file.write_bytes((fake_home / "hub" / "checkpoints" / IMAGENET_FILE).read_bytes()[:-5000])
+    elif content == "other net":
+        torch.save(torch.nn.Linear(2, 2).state_dict(), file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"(?s){IMAGENET_FILE} are damaged .*delete this file"):
+        load_resnet18("imagenet")

@@ -1,0 +1,57 @@
+"""Names and patterns: what matches, and errors that help."""
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerlr_helpers.naming import listed, matching
+
+NAMES = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+
+
+def test_a_name_matches_itself_and_a_pattern_all_that_fit_in_the_order_of_the_names():
+    assert matching("head", NAMES) == ["head"]
+    assert matching("layer*", NAMES) == ["layer1", "layer2", "layer3", "layer4"]
+    assert matching("layer[12]", NAMES) == ["layer1", "layer2"]
+    assert matching("*", NAMES) == NAMES
+
+
+def test_a_name_with_the_letters_of_a_pattern_in_it_is_first_of_all_a_name():
+    assert matching("blocks[0]", ["blocks[0]", "blocks0"]) == ["blocks[0]"]
+
+
+def test_case_matters():
+    with pytest.raises(ValueError, match="no group matches 'Head'"):
+        matching("Head", NAMES)
+
+
+def test_the_error_has_what_was_asked_for_what_comes_close_and_all_there_is():
+    with pytest.raises(ValueError, match="no layer matches 'layer5'") as error:
+        matching("layer5", NAMES, what="layer")
+    assert "did you mean 'layer4'" in str(error.value)
+    assert ", ".join(NAMES) in str(error.value)
+
+
+def test_without_a_close_match_the_error_suggests_none():
+    with pytest.raises(ValueError, match="there are: stem") as error:
+        matching("zzz", NAMES)
+    assert "did you mean" not in str(error.value)
+
+
+names = st.lists(st.text(string.ascii_lowercase + ".0123456789", min_size=1, max_size=6), min_size=1, max_size=8, unique=True)
+
+
+@given(names, st.data())
+def test_every_name_finds_itself_and_a_star_finds_all(names, data):
+    name = data.draw(st.sampled_from(names))
+    assert matching(name, names) == [name]
+    assert name in matching(name[:1] + "*", names)
+    assert matching("*", names) == names
+
+
+def test_a_long_list_keeps_its_ends_and_says_how_many_are_left_out():
+    text = listed((f"n{i}" for i in range(100)), most=6)
+    assert text == "n0, n1, n2, … 94 more …, n97, n98, n99"
+    assert listed(["a", "b"]) == "a, b"

@@ -1,0 +1,95 @@
+"""What must be true of the stored notebooks without running them (nbmake runs them)."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+COURSE = ["01_layer_lr_theory", "02_resnet_param_groups", "03_lr_scheduling", "04_progressive_unfreezing",
+          "05_layer_adaptive_optimizer"]
+PATHS = sorted(FOLDER.glob("*.ipynb"))
+ABSOLUTE = re.compile(r"(?<![\w./:-])(/home/|/work/|/tmp/|/root/|/Users/)|\b[A-Z]:\\+\w")
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook):
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+def test_the_course_is_whole():
+    assert set(COURSE) <= {path.stem for path in PATHS}
+
+
+def test_it_is_a_valid_notebook_of_any_python3(notebook):
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_it_was_run_from_top_to_bottom_in_a_clean_kernel(notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_no_cell_ended_in_an_error_or_wrote_warnings(notebook):
+    assert [output.ename for output in outputs(notebook) if output.output_type == "error"] == []
+    assert [output.text for output in outputs(notebook) if output.get("name") == "stderr"] == []
+
+
+def test_every_figure_has_a_text_for_those_who_do_not_see_it(notebook):
+    pictures = [(output, kind) for output in outputs(notebook) for kind in output.get("data", {}) if kind.startswith("image/")]
+    assert pictures
+    assert all(output.metadata.get(kind, {}).get("alt", "").strip() for output, kind in pictures)
+
+
+def test_no_path_of_somebodys_machine_is_in_it(notebook):
+    texts = [cell.source for cell in notebook.cells]
+    texts += [output.get("text", "") + str({kind: text for kind, text in output.get("data", {}).items() if "image" not in kind})
+              for output in outputs(notebook)]
+    assert [match.group() for text in texts for match in ABSOLUTE.finditer(text)] == []
+
+
+def test_code_cells_are_short(notebook):
+    lengths = [sum(1 for line in cell.source.splitlines() if line.strip()) for cell in code_cells(notebook)]
+    assert max(lengths) <= 25
+
+
+def test_the_file_is_small(path):
+    assert path.stat().st_size < 700_000
+
+
+def test_it_begins_with_what_one_will_learn(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    for promise in ("You will learn", "You need", "It takes"):
+        assert promise in first.source
+
+
+def test_it_ends_in_one_printed_line_with_its_result(notebook):
+    (cell,) = (cell for cell in notebook.cells if "result" in cell.metadata.get("tags", []))
+    (output,) = cell.outputs
+    assert output.name == "stdout"
+    assert re.fullmatch(r"[^:\n]+: .+\n?", output.text)
+    assert cell is code_cells(notebook)[-1]
+
+
+def test_it_links_only_to_files_that_exist(path, notebook):
+    sources = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", sources)]
+    local = [target for target in targets if target and not re.match(r"[a-z]+:", target)]
+    assert [target for target in local if not (path.parent / target).exists()] == []

@@ -1,0 +1,276 @@
+"""Rates that arrive: from groups to any optimizer, and tables that say what the next step will use."""
+
+import math
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models import resnet18
+
+from layerlr_helpers import (
+    current_rates,
+    describe,
+    head_and_backbone,
+    layer_decay,
+    layer_groups,
+    param_groups,
+    per_group,
+    uniform,
+)
+from layerlr_helpers.layers import LayerGroup
+
+RESNET = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return layer_groups(resnet18(weights=None), torch.zeros(1, 3, 32, 32))
+
+
+def small():
+    """A small model whose groups are stem, 2 and head, with a norm in each of the first two."""
+    return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+
+
+def named_groups(n):
+    return [LayerGroup(f"g{i}", {f"g{i}.w": nn.Parameter(torch.ones(2))}) for i in range(n)]
+
+
+rates = st.floats(1e-6, 1.0)
+
+
+# --- rates ------------------------------------------------------------------------------------------------------------
+
+@given(st.integers(1, 12), rates, rates)
+def test_uniform_and_two_rates_name_every_group(n, low, high):
+    groups = named_groups(n)
+    assert uniform(low)(groups) == {f"g{i}": low for i in range(n)}
+    assert head_and_backbone(backbone_lr=low, head_lr=high)(groups) == {f"g{i}": high if i == n - 1 else low for i in range(n)}
+
+
+@given(st.integers(1, 12), rates, st.floats(0.01, 1.0))
+def test_layer_decay_multiplies_by_the_decay_for_each_group_away_from_the_head(n, head_lr, decay):
+    found = list(layer_decay(head_lr, decay)(named_groups(n)).values())
+    assert found[-1] == head_lr
+    assert all(math.isclose(before, after * decay) for before, after in pairwise(found))
+
+
+def test_layer_decay_of_one_is_uniform(groups):
+    assert layer_decay(1e-3, 1)(groups) == uniform(1e-3)(groups)
+
+
+@pytest.mark.parametrize("decay", [0, -0.5, 1.01, math.nan, math.inf])
+def test_a_decay_outside_its_range_is_refused(decay):
+    with pytest.raises(ValueError, match="decay must be above 0 and at most 1"):
+        layer_decay(1e-3, decay)
+
+
+@pytest.mark.parametrize("bad", [-1e-3, math.nan, math.inf])
+@pytest.mark.parametrize("make", [
+    uniform, lambda lr: layer_decay(lr, 0.5), lambda lr: per_group({"head": lr}),
+    lambda lr: head_and_backbone(backbone_lr=lr, head_lr=1.0), lambda lr: head_and_backbone(backbone_lr=1.0, head_lr=lr),
+])
+def test_a_rate_that_is_no_rate_is_refused_at_once(make, bad):
+    with pytest.raises(ValueError, match="must be a finite number, 0 or above"):
+        make(bad)
+
+
+def test_patterns_give_rates_names_go_before_patterns_and_later_patterns_before_earlier_ones(groups):
+    found = per_group({"head": 1e-2, "*": 1e-5, "layer*": 1e-4, "layer[34]": 1e-3})(groups)
+    assert found == {"stem": 1e-5, "layer1": 1e-4, "layer2": 1e-4, "layer3": 1e-3, "layer4": 1e-3, "head": 1e-2}
+    assert list(found) == RESNET
+
+
+def test_a_pattern_without_a_match_is_named_with_what_comes_close(groups):
+    with pytest.raises(ValueError, match=r"'layer9'.*did you mean.*'layer4'.*there are: stem, layer1"):
+        per_group({"layer9": 1e-3, "*": 1e-3})(groups)
+
+
+def test_a_group_without_a_rate_is_named(groups):
+    with pytest.raises(ValueError, match="no rate was given for the groups stem, head"):
+        per_group({"layer*": 1e-3})(groups)
+
+
+# --- parameter groups -------------------------------------------------------------------------------------------------
+
+def test_the_groups_are_plain_torch_groups_with_the_rate_in_them(groups):
+    made = param_groups(groups, layer_decay(1e-3, 0.5), weight_decay=0.01)
+    assert [group["name"] for group in made] == [group["layer"] for group in made] == RESNET
+    assert [group["lr"] for group in made] == [1e-3 * 0.5**k for k in range(5, -1, -1)]
+    assert {group["weight_decay"] for group in made} == {0.01}
+    assert all(type(group) is dict and type(group["params"]) is list for group in made)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.booleans(), st.sampled_from(["stage", "child", "block", "tensor"]), st.booleans())
+def test_every_parameter_is_in_exactly_one_parameter_group(split, granularity, exempt):
+    model = small()
+    made = param_groups(layer_groups(model, granularity=granularity), uniform(1e-3), weight_decay=0.1,
+                        decay_norm_and_bias=not split, no_weight_decay=["0.weight"] if exempt else [])
+    assert sorted(id(p) for group in made for p in group["params"]) == sorted(id(p) for p in model.parameters())
+    assert len({group["name"] for group in made}) == len(made)
+
+
+def test_a_model_is_as_good_as_its_groups_and_a_dictionary_as_good_as_per_group():
+    model = small()
+    direct = param_groups(model, {"*": 1e-4, "head": 1e-3})
+    assert [(g["name"], g["lr"]) for g in direct] == [("stem", 1e-4), ("2", 1e-4), ("head", 1e-3)]
+
+
+def test_norms_and_biases_can_go_without_weight_decay():
+    made = param_groups(small(), layer_decay(1e-3, 0.5), weight_decay=0.1, decay_norm_and_bias=False)
+    assert [(g["name"], g["layer"], g["weight_decay"]) for g in made] == [
+        ("stem", "stem", 0.1), ("stem/no_decay", "stem", 0.0), ("2", "2", 0.1), ("2/no_decay", "2", 0.0),
+        ("head", "head", 0.1), ("head/no_decay", "head", 0.0)]
+    for group in made:
+        assert all((p.ndim < 2) == (group["weight_decay"] == 0) for p in group["params"])
+        assert group["lr"] == layer_decay(1e-3, 0.5)(layer_groups(small()))[group["layer"]]
+
+
+def test_a_layer_of_one_kind_only_is_not_split():
+    made = param_groups(nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2)), uniform(1e-3), weight_decay=0.1,
+                        decay_norm_and_bias=False)
+    assert [g["name"] for g in made] == ["stem", "head", "head/no_decay"]
+
+
+def test_further_parameters_can_be_named():
+    for patterns in (["0.weight"], "0.w*"):
+        made = param_groups(small(), uniform(1e-3), weight_decay=0.1, no_weight_decay=patterns)
+        free = [g for g in made if g["weight_decay"] == 0]
+        assert [(g["name"], [tuple(p.shape) for p in g["params"]]) for g in free] == [("stem/no_decay", [(8, 4)])]
+    with pytest.raises(ValueError, match=r"no parameter matches 'wieght'"):
+        param_groups(small(), uniform(1e-3), no_weight_decay=["wieght"])
+
+
+@pytest.mark.parametrize(("rates", "message"), [
+    (lambda groups: {"stem": 1.0}, r"without a rate: 2, head; unknown: none"),
+    (lambda groups: {"stem": 1.0, "2": 1.0, "head": 1.0, "neck": 1.0}, r"without a rate: none; unknown: neck"),
+    (lambda groups: {"stem": 1.0, "2": -1.0, "head": 1.0}, "the rate of '2' must be"),
+    ({"haed": 1e-3, "*": 1e-3}, "did you mean 'head'"),
+])
+def test_rates_of_ones_own_are_checked_too(rates, message):
+    with pytest.raises(ValueError, match=message):
+        param_groups(small(), rates)
+
+
+def test_no_groups_two_of_one_name_and_a_bad_weight_decay_are_refused():
+    with pytest.raises(ValueError, match="got none"):
+        param_groups([], uniform(1e-3))
+    with pytest.raises(ValueError, match="got g0, g0"):
+        param_groups([*named_groups(1), *named_groups(1)], uniform(1e-3))
+    with pytest.raises(ValueError, match="weight_decay must be"):
+        param_groups(small(), uniform(1e-3), weight_decay=-1)
+
+
+OPTIMIZERS = ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD",
+              "Adafactor"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_torch_optimizer_takes_the_groups_and_honours_their_rates_from_the_first_step(name):
+    torch.manual_seed(0)
+    model = small()
+    optimizer = getattr(torch.optim, name)(param_groups(model, {"stem": 0.0, "2": 1e-3, "head": 1e-2}))
+    before = [p.detach().clone() for p in model.parameters()]
+    nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.arange(8) % 3).backward()
+    optimizer.step()
+    moved = {group["name"]: max((p - old).abs().max().item() for p, old in zip(model.parameters(), before, strict=True)
+                                if any(p is q for q in group["params"])) for group in optimizer.param_groups}
+    assert current_rates(optimizer) == {"stem": 0.0, "2": 1e-3, "head": 1e-2}
+    # Rprop has the size of its first step from lr, but cuts it off below at a size of its own.
+    assert moved["stem"] <= (2e-6 if name == "Rprop" else 0.0)
+    assert 0 < moved["2"] < moved["head"]
+
+
+def test_the_step_is_the_one_that_groups_written_by_hand_give():
+    torch.manual_seed(0)
+    ours, theirs = small(), small()
+    theirs.load_state_dict(ours.state_dict())
+    x, y = torch.randn(8, 4), torch.arange(8) % 3
+    by_hand = [{"params": [*theirs[0].parameters(), *theirs[1].parameters()], "lr": 2.5e-4},
+               {"params": [*theirs[2].parameters(), *theirs[3].parameters()], "lr": 5e-4},
+               {"params": theirs[4].parameters(), "lr": 1e-3}]
+    for model, made in ((ours, param_groups(ours, layer_decay(1e-3, 0.5), weight_decay=0.1)), (theirs, by_hand)):
+        optimizer = torch.optim.AdamW(made, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_groups_own_weight_decay_goes_before_the_optimizers():
+    made = torch.optim.AdamW(param_groups(small(), uniform(1e-3), weight_decay=0.3), weight_decay=0.01).param_groups
+    assert {group["weight_decay"] for group in made} == {0.3}
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+def test_describe_is_the_same_for_an_optimizer_and_for_the_groups_it_is_made_of(groups):
+    made = param_groups(groups, layer_decay(1e-3, 0.5), weight_decay=0.01)
+    table = describe(made)
+    pd.testing.assert_frame_equal(table, describe(torch.optim.AdamW(made)))
+    assert list(table) == ["group", "depth", "tensors", "parameters", "lr", "weight_decay", "trainable"]
+    assert list(table.group) == RESNET
+    assert list(table.depth) == [0, 1, 2, 3, 4, 5]
+    assert table.parameters.sum() == sum(group.size for group in groups)
+    assert table.tensors.sum() == 62
+    assert table.trainable.all()
+
+
+def test_describe_shows_the_rate_of_this_moment():
+    optimizer = torch.optim.SGD(param_groups(small(), uniform(0.5)))
+    optimizer.param_groups[1]["lr"] = 0.25
+    assert list(describe(optimizer).lr) == [0.5, 0.25, 0.5]
+
+
+def test_the_two_halves_of_a_split_layer_have_one_depth():
+    table = describe(param_groups(small(), uniform(1e-3), weight_decay=0.1, decay_norm_and_bias=False))
+    assert list(table.depth) == [0, 0, 1, 1, 2, 2]
+    assert list(table.weight_decay) == [0.1, 0.0] * 3
+
+
+def test_a_frozen_group_has_rate_zero_and_one_that_trains_in_part_its_own():
+    model = small()
+    made = param_groups(model, uniform(1e-3))
+    for p in [*model[0].parameters(), *model[1].parameters(), model[2].weight]:
+        p.requires_grad_(False)
+    table = describe(made)
+    assert list(table.lr) == [0.0, 1e-3, 1e-3]
+    assert list(table.trainable) == [False, True, True]
+    assert current_rates(made) == {"stem": 0.0, "2": 1e-3, "head": 1e-3}
+
+
+def test_describe_reports_parameters_that_the_optimizer_does_not_have():
+    model = small()
+    assert "(not in the optimizer)" not in set(describe(param_groups(model, uniform(1e-3)), model).group)
+    last = describe(param_groups(model, uniform(1e-3))[1:], model).iloc[-1]
+    assert (last.group, last.tensors, last.parameters, last.lr, last.trainable) == (
+        "(not in the optimizer)", 4, 4 * 8 + 8 + 8 + 8, 0.0, False)
+
+
+def test_describe_reads_groups_that_were_made_by_hand():
+    model = small()
+    optimizer = torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[2].parameters(), "name": "middle"},
+                                 {"params": model[4].parameters(), "name": "middle"}], lr=0.1)
+    assert list(describe(optimizer).group) == ["group 0", "middle", "middle (group 2)"]  # none is lost
+    raw = [{"params": list(model[0].parameters())}]  # no rate yet: the optimizer's default will be it
+    assert math.isnan(describe(raw).lr[0])
+
+
+def test_describe_does_not_use_up_a_generator():
+    made = [{"params": small()[0].parameters(), "lr": 0.1}]
+    with pytest.raises(TypeError, match="'group 0' can be read only once"):
+        describe(made)
+    assert len(list(made[0]["params"])) == 2
+
+
+def test_a_rate_may_be_a_tensor():
+    optimizer = torch.optim.Adam([{**group, "lr": torch.tensor(group["lr"])} for group in param_groups(small(), uniform(0.5))])
+    assert current_rates(optimizer) == {"stem": 0.5, "2": 0.5, "head": 0.5}
+    assert list(describe(optimizer).lr) == [0.5] * 3

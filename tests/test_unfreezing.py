@@ -1,0 +1,424 @@
+"""Unfreezing: plans are data, frozen is frozen to the bit, and the step number alone decides."""
+
+import copy
+import io
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import resnet18
+
+from layerlr_helpers import (
+    LayerAdaptiveLR,
+    ProgressiveUnfreezing,
+    UnfreezePlan,
+    fit,
+    layer_decay,
+    layer_groups,
+    one_cycle,
+    param_groups,
+    uniform,
+)
+
+IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(8) % 3
+
+
+def net(norm=nn.BatchNorm2d):
+    """Two blocks of convolution, norm and dropout under a head: groups 0 (stem), 3 and head."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), norm(6), nn.ReLU(),
+                         nn.Conv2d(6, 6, 3, stride=2), norm(6), nn.Dropout(0.1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).train()
+
+
+def groups_of(model, granularity="stage"):
+    return layer_groups(model, IMAGES[:1], granularity=granularity)
+
+
+def train(model, optimizer, steps, *, before=lambda step: None, set_to_none=True):
+    for step in range(steps):
+        before(step)
+        optimizer.zero_grad(set_to_none=set_to_none)
+        cross_entropy(model(IMAGES), LABELS).backward()
+        optimizer.step()
+
+
+def frozen_state(model, *prefixes):
+    return {name: value.clone() for name, value in model.state_dict().items() if name.startswith(prefixes)}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+plans = st.builds(UnfreezePlan, st.dictionaries(st.text(max_size=5), st.integers(0, 50), max_size=6))
+
+
+@given(plans, st.integers(0, 60), st.integers(0, 60))
+def test_once_a_group_trains_it_trains_for_good(plan, a, b):
+    early, late = sorted((a, b))
+    assert plan.trainable_at(early) <= plan.trainable_at(late) <= set(plan.first_steps)
+
+
+@given(plans)
+def test_a_plan_survives_json(plan):
+    assert UnfreezePlan.from_json(plan.to_json()) == plan
+
+
+@given(plans, st.integers(0, 60))
+def test_a_group_trains_from_its_first_step_on(plan, step):
+    assert all((name in plan.trainable_at(step)) == (step >= first) for name, first in plan.first_steps.items())
+
+
+def test_top_down_starts_with_the_head_and_goes_back_one_group_at_a_time():
+    plan = UnfreezePlan.top_down(groups_of(net()), every=10, first=5)
+    assert plan.first_steps == {"head": 5, "3": 15, "stem": 25}
+    assert [plan.trainable_at(step) for step in (4, 5, 24, 25)] == [set(), {"head"}, {"head", "3"}, {"head", "3", "stem"}]
+
+
+def test_a_plan_is_a_copy_of_what_it_was_made_from():
+    steps = {"head": np.int64(3)}
+    plan = UnfreezePlan(steps)
+    steps["head"] = 99
+    assert plan.to_json() == '{"head": 3}'
+
+
+@pytest.mark.parametrize("first", [-1, 1.5, "3", None, True])
+def test_a_first_step_that_is_no_step_is_refused(first):
+    with pytest.raises(ValueError, match="first step of 'head' must be a whole number, 0 or above"):
+        UnfreezePlan({"head": first})
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "3", "{", '{"head": -1}', '{"head": "soon"}'])
+def test_text_that_is_no_plan_is_refused(text):
+    with pytest.raises(ValueError, match=r"expected|Expecting|first step"):
+        UnfreezePlan.from_json(text)
+
+
+def test_errors_name_the_group_and_those_that_come_close():
+    groups = groups_of(net())
+    with pytest.raises(ValueError, match=r"no group matches 'haed' \(did you mean 'head'\?\); there are: stem, 3, head"):
+        ProgressiveUnfreezing(groups, UnfreezePlan({"haed": 0}))
+    with pytest.raises(ValueError, match="a plan takes names, not patterns like 'st"):
+        ProgressiveUnfreezing(groups, UnfreezePlan({"st*": 0}))
+    with pytest.raises(ValueError, match="'frieze'; known are 'freeze', 'statistics', 'train'"):
+        ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}), batch_norm="frieze")
+
+
+# --- frozen means frozen ----------------------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "AdamW": torch.optim.AdamW,
+    "SGD with momentum": lambda groups: torch.optim.SGD(groups, momentum=0.9),
+    "LayerAdaptiveLR": LayerAdaptiveLR,
+}
+
+
+@pytest.mark.parametrize("set_to_none", [True, False], ids=["grad None", "grad zero"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_parameters_and_buffers_do_not_move_by_one_bit(name, set_to_none):
+    model = net()
+    groups = groups_of(model)
+    optimizer = OPTIMIZERS[name](param_groups(groups, uniform(0.1), weight_decay=0.5))
+    # A momentum and gradients from a time when all was trained: they must not go on working on what is frozen.
+    train(model, optimizer, 2)
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0, "3": 3}))
+    unfreezing.apply(0)
+    stem, middle, head = (frozen_state(model, *prefix) for prefix in (("0.", "1."), ("3.", "4."), ("9.",)))
+
+    def each_step(step):
+        model.train()
+        unfreezing.apply(step)
+        model.train()
+
+    train(model, optimizer, 3, before=each_step, set_to_none=set_to_none)
+    assert equal(stem, frozen_state(model, "0.", "1."))
+    assert equal(middle, frozen_state(model, "3.", "4."))
+    train(model, optimizer, 5, before=lambda step: unfreezing.apply(step + 3), set_to_none=set_to_none)
+    assert equal(stem, frozen_state(model, "0.", "1."))
+    for before, prefixes in ((middle, ("3.", "4.")), (head, ("9.",))):  # and what trains does move, buffers too
+        after = frozen_state(model, *prefixes)
+        assert not any(torch.equal(before[key], after[key]) for key in before)
+    assert all(p.grad is None for p in groups[0].params.values())
+
+
+def test_a_whole_resnet_stays_as_it_is_under_a_head_that_trains():
+    model = resnet18(weights=None).train()
+    groups = layer_groups(model, torch.zeros(1, 3, 32, 32))
+    optimizer = torch.optim.AdamW(param_groups(groups, uniform(0.1), weight_decay=0.5))
+    ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0})).apply(0)
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    for _ in range(2):
+        optimizer.zero_grad()
+        cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+        optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_a_group_has_no_optimizer_state_before_it_trains():
+    model = net()
+    groups = groups_of(model)
+    optimizer = torch.optim.AdamW(param_groups(groups, uniform(0.1)))
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0, "3": 2}))
+    train(model, optimizer, 4, before=unfreezing.apply)
+    steps = {group["name"]: [optimizer.state[p]["step"].item() for p in group["params"] if p in optimizer.state]
+             for group in optimizer.param_groups}
+    assert steps == {"stem": [], "3": [2.0] * 4, "head": [4.0] * 2}
+
+
+# --- BatchNorm --------------------------------------------------------------------------------------------------------
+
+def after_some_training(batch_norm):
+    """The model, its state before, and its frozen stem's norm with the output that it gave in the last step."""
+    model = net()
+    groups = groups_of(model)
+    optimizer = torch.optim.SGD(param_groups(groups, uniform(0.1)))
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}), batch_norm=batch_norm)
+    before = copy.deepcopy(model.state_dict())
+    outputs = []
+    model[1].register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
+    train(model, optimizer, 3, before=lambda step: (unfreezing.apply(step), model.train()))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    return model, changed, outputs[-1]
+
+
+HEAD = {"9.weight", "9.bias"}
+STATISTICS = {f"{i}.{name}" for i in (1, 4) for name in ("running_mean", "running_var", "num_batches_tracked")}
+
+
+def test_freeze_uses_the_stored_statistics_and_moves_nothing():
+    model, changed, output = after_some_training("freeze")
+    assert changed == HEAD
+    torch.testing.assert_close(output, model[0](IMAGES) / (1 + model[1].eps) ** 0.5)  # stored are mean 0 and variance 1
+
+
+def test_statistics_normalises_by_the_batch_and_moves_only_the_statistics():
+    _, changed, output = after_some_training("statistics")
+    assert changed == HEAD | STATISTICS
+    torch.testing.assert_close(output.mean((0, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.std((0, 2, 3), unbiased=False), torch.ones(6), atol=1e-3, rtol=0)
+
+
+def test_train_moves_scale_and_shift_as_well():
+    _, changed, output = after_some_training("train")
+    assert changed == HEAD | STATISTICS | {f"{i}.{name}" for i in (1, 4) for name in ("weight", "bias")}
+    assert output.mean((0, 2, 3)).abs().max() > 1e-4  # a shift has been learned
+
+
+def test_without_a_frozen_group_all_modes_are_plain_training():
+    ends = []
+    for batch_norm in (None, "freeze", "statistics", "train"):
+        model = net()
+        groups = groups_of(model)
+        optimizer = torch.optim.SGD(param_groups(groups, uniform(0.1)))
+        if batch_norm is not None:
+            ProgressiveUnfreezing(groups, UnfreezePlan.top_down(groups, every=0), batch_norm=batch_norm).apply(0)
+        torch.manual_seed(1)
+        train(model, optimizer, 3)
+        ends.append(model.state_dict())
+    assert all(equal(ends[0], end) for end in ends[1:])
+
+
+@pytest.mark.parametrize("norm", [nn.SyncBatchNorm, lambda n: nn.InstanceNorm2d(n, affine=True, track_running_stats=True),
+                                  lambda n: nn.BatchNorm2d(n, affine=False)], ids=["sync", "instance", "no scale"])
+@pytest.mark.parametrize("granularity", ["stage", "child", "tensor"])
+def test_all_norms_that_keep_statistics_are_held(norm, granularity):
+    model = net(norm)
+    groups = groups_of(model.eval(), granularity)  # SyncBatchNorm trains on a GPU only
+    head = {group.name: 0 for group in groups if any(p is q for p in group.params.values() for q in model[9].parameters())}
+    optimizer = torch.optim.SGD(param_groups(groups, uniform(0.1)), momentum=0.9)
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan(head))
+    before = copy.deepcopy(model.state_dict())
+    train(model, optimizer, 2, before=lambda step: (model.train(), unfreezing.apply(step)))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == HEAD
+
+
+def test_a_model_without_batch_norm_is_no_special_case():
+    for batch_norm in ("freeze", "statistics", "train"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+        groups = layer_groups(model)
+        ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}), batch_norm=batch_norm).apply(0)
+        assert [p.requires_grad for p in model.parameters()] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize(("trains", "moves"), [({"1.weight"}, False), ({"1.bias"}, False), ({"1.weight", "1.bias"}, True)])
+def test_a_norm_whose_scale_and_shift_are_in_two_groups_is_held_until_both_train(trains, moves):
+    model = net()
+    groups = groups_of(model, "tensor")
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan(dict.fromkeys(trains | HEAD, 0)))
+    unfreezing.apply(0)
+    model(IMAGES)
+    assert (model[1].num_batches_tracked.item() == 1) == moves
+    assert model[4].num_batches_tracked.item() == 0
+
+
+# --- modes, copies, repetition ----------------------------------------------------------------------------------------
+
+def test_train_and_eval_mean_what_they_always_do():
+    model = net()
+    groups = groups_of(model)
+    reference = copy.deepcopy(model).eval()
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}))
+    unfreezing.apply(0)
+    model.train()
+    assert all(module.training for module in model.modules())
+    model(IMAGES)
+    assert all(module.training for module in model.modules())
+    model.eval()
+    assert torch.equal(model(IMAGES), reference(IMAGES))
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_forward_pass_that_fails_leaves_the_mode_as_it_was():
+    model = net()
+    ProgressiveUnfreezing(groups_of(model), UnfreezePlan({"head": 0})).apply(0)
+    with pytest.raises(ValueError, match="expected 4D"):
+        model[1](torch.ones(2, 6))
+    assert model[1].training
+
+
+def grads_held_and_wanted(model):
+    """All that apply decides, with hooks only so far as they work."""
+    model.train()
+    model(IMAGES)
+    tracked = [m.num_batches_tracked.item() for m in (model[1], model[4])]
+    model[1].num_batches_tracked.zero_()
+    model[4].num_batches_tracked.zero_()
+    return [p.requires_grad for p in model.parameters()], [p.grad is None for p in model.parameters()], tracked
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 10), max_size=6), st.integers(0, 10), st.sampled_from(["freeze", "statistics", "train"]),
+       st.dictionaries(st.sampled_from(["stem", "3", "head"]), st.integers(0, 9)))
+def test_apply_is_a_function_of_the_step_whatever_was_applied_before(earlier, step, batch_norm, plan):
+    ends = []
+    for steps in ([step], [*earlier, step], [*earlier, step, step]):
+        model = net()
+        unfreezing = ProgressiveUnfreezing(groups_of(model), UnfreezePlan(plan), batch_norm=batch_norm)
+        returned = [unfreezing.apply(s) for s in steps]
+        assert returned[-1] == unfreezing.plan.trainable_at(step)
+        ends.append(grads_held_and_wanted(model))
+    assert ends[0] == ends[1] == ends[2]
+    wanted = {id(p) for p, train in zip(model.parameters(), ends[0][0], strict=True) if train}
+    assert wanted == unfreezing.training_at(step)
+
+
+def test_applying_twice_hooks_once():
+    model = net()
+    unfreezing = ProgressiveUnfreezing(groups_of(model), UnfreezePlan({"head": 0}))
+    for step in range(3):
+        unfreezing.apply(step)
+    assert [len(m._forward_pre_hooks) for m in model] == [0, 1, 0, 0, 1, 0, 0, 0, 0, 0]
+
+
+def test_release_thaws_everything_and_takes_every_trace_away():
+    model = net()
+    keys = [set(module.__dict__) for module in model.modules()]
+    unfreezing = ProgressiveUnfreezing(groups_of(model), UnfreezePlan({"head": 0}))
+    unfreezing.apply(0)
+    unfreezing.release()
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert [set(module.__dict__) for module in model.modules()] == keys
+    model(IMAGES)
+    assert model[1].num_batches_tracked.item() == 1
+
+
+def test_a_second_unfreezing_of_the_same_model_takes_over_from_the_first():
+    # As when a notebook's cell is run again: the first one's hooks must not hold for ever what the second one thaws.
+    model = net()
+    groups = groups_of(model)
+    ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0})).apply(0)
+    ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0, "3": 0})).apply(0)
+    model(IMAGES)
+    assert [model[1].num_batches_tracked.item(), model[4].num_batches_tracked.item()] == [0, 1]
+
+
+def by_pickle(model):
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, by_pickle])
+def test_a_copy_of_the_model_is_frozen_as_the_model_is_and_can_be_thawed_on_its_own(copied):
+    model = net()
+    ProgressiveUnfreezing(groups_of(model), UnfreezePlan({"head": 0})).apply(0)
+    twin = copied(model).train()
+    twin(IMAGES)
+    assert twin[1].num_batches_tracked.item() == 0
+    ProgressiveUnfreezing(groups_of(twin), UnfreezePlan({"head": 0, "stem": 0})).apply(0)
+    twin(IMAGES)
+    model(IMAGES)
+    assert [twin[1].num_batches_tracked.item(), model[1].num_batches_tracked.item()] == [1, 0]
+    assert [twin[4].num_batches_tracked.item(), model[4].num_batches_tracked.item()] == [0, 0]
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+class Stopped(Exception):
+    """What ends a run before its time."""
+
+
+class StopsAt:
+    """An unfreezing that is interrupted before a step."""
+
+    def __init__(self, unfreezing, step):
+        self.unfreezing, self.step, self.groups = unfreezing, step, unfreezing.groups
+
+    def apply(self, step):
+        if step == self.step:
+            raise Stopped
+        self.unfreezing.apply(step)
+
+
+def run(kind, checkpoint=None, stop=None):
+    model = net()
+    groups = groups_of(model)
+    optimizer = kind(param_groups(groups, layer_decay(1e-2, 0.5), weight_decay=0.1))
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan.top_down(groups, every=3))
+    if stop is not None:
+        unfreezing = StopsAt(unfreezing, stop)
+    loader = DataLoader(TensorDataset(IMAGES, LABELS), 4, shuffle=True, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(7)  # for dropout
+    history = fit(model, optimizer, loader, steps=9, schedule=one_cycle(optimizer, 9), unfreezing=unfreezing,
+                  checkpoint=checkpoint, checkpoint_every=1 if checkpoint else None, progress=False)
+    return model.state_dict(), optimizer.state_dict(), history.to_frame()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, LayerAdaptiveLR])
+def test_a_run_resumed_around_an_unfreezing_step_equals_one_that_never_stopped(kind, tmp_path):
+    weights, state, history = run(kind)
+    for stop in (2, 3, 4, 6, 7):  # thawing happens before steps 3 and 6
+        checkpoint = tmp_path / f"{stop}.pt"
+        with pytest.raises(Stopped):
+            run(kind, checkpoint, stop)
+        torch.rand(5)  # whatever happens in between
+        resumed_weights, resumed_state, resumed_history = run(kind, checkpoint)
+        assert equal(weights, resumed_weights)
+        assert resumed_history.equals(history)
+        torch.testing.assert_close(resumed_state["state"], state["state"], rtol=0, atol=0)
+        assert resumed_state["param_groups"] == state["param_groups"]
+
+
+def test_a_run_can_be_stopped_anywhere_because_all_groups_are_there_from_the_start():
+    model = net()
+    groups = groups_of(model)
+    shapes = []
+    for step in (0, 3, 6):
+        ProgressiveUnfreezing(groups, UnfreezePlan.top_down(groups, every=3)).apply(step)
+        shapes.append([len(group["params"]) for group in param_groups(groups, uniform(1e-3))])
+    assert all(a == b for a, b in itertools.pairwise(shapes))
