@@ -5,6 +5,7 @@ pages and ends with a table. A notebook that breaks is reported with its cell an
 """
 
 import argparse
+import base64
 import os
 import sys
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: str = "1/1", timeout: int = 900) -> Outcome:
     """Execute one notebook in a clean kernel and write it, executed, and its page to ``output``.
 
-    ``in_place`` also stores the executed notebook over ``path``, unless it broke. A cell may take ``timeout`` seconds.
+    ``in_place`` also stores the executed notebook over ``path`` and the figure of its cell tagged ``picture`` in
+    ``images/`` beside it, unless it broke. A cell may take ``timeout`` seconds.
     """
     start = perf_counter()
     try:
@@ -74,6 +76,7 @@ def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: st
     _write(output / f"{path.stem}.html", HTMLExporter(raw_template=PAGE).from_notebook_node(notebook)[0])
     if in_place and error is None:
         _write(path, nbformat.writes(notebook) + "\n")
+        _write_picture(notebook, path.parent / "images" / f"{path.stem}.png")
     return Outcome(path.stem, seconds, BROKEN if error else _result(notebook), error)
 
 
@@ -106,9 +109,18 @@ def _result(notebook) -> str:
     return ""
 
 
-def _write(path: Path, text: str) -> None:
+def _write_picture(notebook, path: Path) -> None:
+    """Write the figure of the cell tagged ``picture``, if there is one: the README shows it."""
+    for cell in notebook.cells:
+        if "picture" in cell.metadata.get("tags", []):
+            (figure,) = (output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
+            path.parent.mkdir(exist_ok=True)
+            _write(path, base64.b64decode(figure))
+
+
+def _write(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)
 
 

@@ -236,6 +236,20 @@ def test_a_damaged_checkpoint_is_refused_or_does_no_harm(tmp_path_factory, data)
         assert history == fit(**Run().arguments, epochs=1).rows
 
 
+def test_a_weight_that_was_changed_in_the_file_is_noticed(tmp_path):
+    """torch.load itself does not notice."""
+    path, first = tmp_path / "x.pt", Run()
+    fit(**first.arguments, steps=4, checkpoint=path)
+    content = bytearray(path.read_bytes())
+    content[content.find(first.model.head.weight.detach().numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    run = Run()
+    before = copy.deepcopy(run.state())
+    with pytest.raises(ValueError, match="not as it was written"):
+        fit(**run.arguments, epochs=1, checkpoint=path)
+    assert same(run.state(), before)
+
+
 @pytest.mark.parametrize("content", [[1, 2], {"model": {}}, {"format": 1}])
 def test_a_file_that_is_no_checkpoint_of_fit_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")

@@ -21,7 +21,8 @@ GOOD = notebook(
     new_code_cell("from layerlr_helpers import plots\nfrom layerlr_helpers.training import progress_bar\n"
                   "import matplotlib.pyplot as plt"),
     new_code_cell("for _ in progress_bar(range(3)): pass\nprint('not the result')"),
-    new_code_cell("_, axes = plt.subplots(figsize=(1, 1))\nplots.show(axes, alt='a line that rises & falls')"),
+    new_code_cell("_, axes = plt.subplots(figsize=(1, 1))\nplots.show(axes, alt='a line that rises & falls')",
+                  metadata={"tags": ["picture"]}),
     new_code_cell("1 / 0", metadata={"tags": ["raises-exception"]}),
     result("print('answer:', 6 * 7)"))
 
@@ -112,6 +113,12 @@ def test_figures_keep_their_alt_text_and_bars_leave_nothing_behind(ran):
     assert [output.output_type for output in looped] == ["stream"]
     assert looped[0].text == "not the result\n"
     assert drawn[0].metadata["image/png"]["alt"] == "a line that rises & falls"
+
+
+def test_the_figure_of_the_cell_tagged_picture_is_a_file_of_its_own(ran):
+    pictures = list((ran["folder"] / "notebooks" / "images").iterdir())
+    assert [picture.name for picture in pictures] == ["03_good.png"]
+    assert pictures[0].read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_cell_that_takes_too_long_is_reported(tmp_path):
