@@ -5,6 +5,7 @@
     history = fit(model, optimizer, loader, epochs=5, schedule=one_cycle(optimizer, 5 * len(loader)))
 """
 
+from layerlr_helpers.caching import cache_features, head_module
 from layerlr_helpers.datasets import (
     ImageSet,
     few_shot_split,
@@ -33,8 +34,8 @@ from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
 
 __all__ = [
     "History", "ImageSet", "LayerAdaptiveLR", "LayerGroup", "ProgressiveUnfreezing", "Strategy", "Task", "UnfreezePlan",
-    "compare", "current_rates", "describe", "evaluate", "few_shot_split", "fit", "handwritten_digits",
-    "head_and_backbone", "image_folder", "layer_decay", "layer_features", "layer_groups", "layer_statistics",
+    "cache_features", "compare", "current_rates", "describe", "evaluate", "few_shot_split", "fit", "handwritten_digits",
+    "head_and_backbone", "head_module", "image_folder", "layer_decay", "layer_features", "layer_groups", "layer_statistics",
     "load_resnet18", "lr_range_test", "one_cycle", "param_groups", "per_group", "preview", "printed_glyphs",
     "probe_layers", "shifted", "slanted_triangular", "snapshot", "train_step", "uniform", "warmup_cosine",
 ]

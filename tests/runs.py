@@ -13,7 +13,7 @@ from layerlr_helpers import slanted_triangular as triangle
 from layerlr_helpers import warmup_cosine as cosine
 from layerlr_helpers.plateau import PlateauUnfreezing
 
-EPOCHS, BATCHES = 3, 6
+EPOCHS, BATCHES = 3, 4
 STEPS = EPOCHS * BATCHES
 
 
@@ -33,7 +33,7 @@ class Net(nn.Module):
 class Augmented(Dataset):
     """Examples with noise from torch's global generator."""
 
-    def __init__(self, n=22, seed=0):
+    def __init__(self, n=14, seed=0):
         generator = torch.Generator().manual_seed(seed)
         self.x = torch.randn(n, 6, generator=generator)
         self.y = (self.x[:, :3] + 0.3 * torch.randn(n, 3, generator=generator)).argmax(1)
@@ -51,7 +51,7 @@ SCHEDULES = {
     "slanted_triangular": lambda optimizer: triangle(optimizer, STEPS, cut_frac=0.3),
     "warmup_cosine": lambda optimizer: cosine(optimizer, STEPS, warmup_steps=4),
     "each epoch": lambda optimizer: StepLR(optimizer, 1, gamma=0.5),
-    "sequential": lambda optimizer: SequentialLR(optimizer, [cosine(optimizer, 9, warmup_steps=4), StepLR(optimizer, 2)], [9]),
+    "sequential": lambda optimizer: SequentialLR(optimizer, [cosine(optimizer, 6, warmup_steps=4), StepLR(optimizer, 2)], [6]),
     "plateau": lambda optimizer: ReduceLROnPlateau(optimizer, patience=0, threshold=0.5),
 }
 
@@ -73,7 +73,7 @@ UNFREEZINGS = {
 class Run:
     """A new run, up to the call of ``fit``; ``arguments`` is what to pass on."""
 
-    def __init__(self, *, seed=0, schedule="one_cycle", loader="own generator", unfreezing="none", width=8, n=22,
+    def __init__(self, *, seed=0, schedule="one_cycle", loader="own generator", unfreezing="none", width=8, n=14,
                  optimizer=torch.optim.AdamW):
         torch.manual_seed(seed)
         self.model = Net(width)

@@ -49,7 +49,7 @@ def uninterrupted(kinds):
     return run, fit(**run.arguments, epochs=EPOCHS)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(kinds=KINDS, stops=st.lists(st.integers(0, STEPS - 1), min_size=1, max_size=3), every=st.none() | st.integers(1, 8))
 def test_a_run_that_breaks_off_anywhere_goes_on_as_if_it_had_not(tmp_path_factory, kinds, stops, every):
     path = tmp_path_factory.mktemp("run") / "x.pt"
@@ -70,7 +70,7 @@ def test_a_run_that_breaks_off_anywhere_goes_on_as_if_it_had_not(tmp_path_factor
     assert resumed.rows == history.rows
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(kinds=KINDS, first=st.integers(1, STEPS))
 def test_a_run_that_is_given_more_steps_goes_on_as_if_it_had_had_them(tmp_path_factory, kinds, first):
     path = tmp_path_factory.mktemp("run") / "x.pt"
@@ -171,7 +171,7 @@ OTHER_RUNS = {
     "another schedule": (lambda: Run(schedule="warmup_cosine"), "kind of schedule OneCycleLR and not LambdaLR"),
     "no schedule": (lambda: Run(schedule="none"), "kind of schedule OneCycleLR and not NoneType"),
     "another loader": (lambda: Run(loader="global generator"), "number of generators 1 and not 0"),
-    "more data": (lambda: Run(n=30), "number of batches 6 and not 8"),
+    "more data": (lambda: Run(n=30), "number of batches 4 and not 8"),
     "another unfreezing": (lambda: Run(unfreezing="plateau"), "kind of unfreezing NoneType and not PlateauUnfreezing"),
 }
 
@@ -183,7 +183,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path, ot
     run = other()
     before, file = copy.deepcopy(run.state()), path.read_bytes()
     with pytest.raises(ValueError, match=rf"cannot resume from .*x\.pt: .*{problem}"):
-        fit(**run.arguments, epochs=2, checkpoint=path)
+        fit(**run.arguments, epochs=1, checkpoint=path)
     assert same(run.state(), before)
     assert path.read_bytes() == file
 
@@ -213,7 +213,7 @@ def test_a_run_that_asks_for_less_than_was_done_is_refused(tmp_path):
         fit(**Run().arguments, steps=4, checkpoint=path)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_a_damaged_checkpoint_is_refused_or_does_no_harm(tmp_path_factory, data):
     """One byte may be one that nothing depends on, as in a name or in padding; then the run ends as it should."""
