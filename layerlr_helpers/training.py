@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
@@ -196,8 +197,7 @@ def _to(value, device: torch.device):
 def progress_bar(*arguments, shown: bool = True, **options) -> tqdm:
     """A tqdm bar that vanishes when it is done; not ``shown``, or with TQDM_DISABLE set, there is none at all."""
     # tqdm's notebook bar reads the variable too late and leaves an empty bar behind, so it is read here.
-    off = {"disable": True} if not shown or os.environ.get("TQDM_DISABLE") else {}
-    return tqdm(*arguments, leave=False, **off, **options)
+    return tqdm(*arguments, leave=False, disable=not shown or bool(os.environ.get("TQDM_DISABLE")), **options)
 
 
 def _advance(bar: tqdm, row: dict) -> None:
@@ -234,6 +234,20 @@ def _check_run(model, optimizer, epochs, steps, unfreezing, val_loader) -> None:
                          "give the optimizer all groups from the start")
     if hasattr(unfreezing, "report") and val_loader is None:
         raise ValueError(f"{type(unfreezing).__name__} decides by validation metrics; give fit a val_loader")
+    if unfreezing is not None and isinstance(model, DistributedDataParallel):
+        _check_distributed(model)
+
+
+def _check_distributed(model: DistributedDataParallel) -> None:
+    """Refuse a wrapper under which a layer that thaws would learn something else in each process."""
+    if not model.find_unused_parameters:
+        raise ValueError("unfreezing needs DistributedDataParallel(model, find_unused_parameters=True): frozen parameters have "
+                         "no gradients to wait for")
+    known = model._get_ddp_logging_data()["num_parameter_tensors"]  # those that asked for a gradient when it was wrapped
+    there = sum(1 for _ in model.module.parameters())
+    if known < there:
+        raise ValueError(f"DistributedDataParallel knows {known} of the model's {there} parameters, and the others would never "
+                         "be averaged between the processes; wrap the model before it is frozen")
 
 
 def _check_schedule(schedule, schedule_every, optimizer, total, resuming) -> None:
