@@ -28,14 +28,16 @@ from layerlr_helpers.param_groups import (
     per_group,
     uniform,
 )
+from layerlr_helpers.plateau import PlateauUnfreezing
 from layerlr_helpers.schedules import one_cycle, preview, slanted_triangular, warmup_cosine
 from layerlr_helpers.training import History, evaluate, fit, train_step
-from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
+from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan, freeze, unfreeze
 
 __all__ = [
-    "History", "ImageSet", "LayerAdaptiveLR", "LayerGroup", "ProgressiveUnfreezing", "Strategy", "Task", "UnfreezePlan",
-    "cache_features", "compare", "current_rates", "describe", "evaluate", "few_shot_split", "fit", "handwritten_digits",
-    "head_and_backbone", "head_module", "image_folder", "layer_decay", "layer_features", "layer_groups", "layer_statistics",
-    "load_resnet18", "lr_range_test", "one_cycle", "param_groups", "per_group", "preview", "printed_glyphs",
-    "probe_layers", "shifted", "slanted_triangular", "snapshot", "train_step", "uniform", "warmup_cosine",
+    "History", "ImageSet", "LayerAdaptiveLR", "LayerGroup", "PlateauUnfreezing", "ProgressiveUnfreezing", "Strategy",
+    "Task", "UnfreezePlan", "cache_features", "compare", "current_rates", "describe", "evaluate", "few_shot_split", "fit",
+    "freeze", "handwritten_digits", "head_and_backbone", "head_module", "image_folder", "layer_decay", "layer_features",
+    "layer_groups", "layer_statistics", "load_resnet18", "lr_range_test", "one_cycle", "param_groups", "per_group",
+    "preview", "printed_glyphs", "probe_layers", "shifted", "slanted_triangular", "snapshot", "train_step", "unfreeze",
+    "uniform", "warmup_cosine",
 ]

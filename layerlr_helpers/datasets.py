@@ -154,7 +154,8 @@ def few_shot_split(data: ImageSet, per_class: int = 10, *, val_per_class: int = 
                    seed: int = 0) -> tuple[ImageSet, ImageSet, ImageSet]:
     """Split into ``per_class`` training images of each class, ``val_per_class`` for validation, the rest for testing.
 
-    Choose learning rates on the validation part; the test part is for the one final number.
+    Choose learning rates on the validation part; the test part is for the one final number. The validation images are
+    the same for every ``seed``, which draws the training images: so none of them is a test image of another seed.
 
     Raises:
         ValueError: a class has too few images to leave at least one for testing (says which), ``per_class`` below 1 or
@@ -162,15 +163,16 @@ def few_shot_split(data: ImageSet, per_class: int = 10, *, val_per_class: int = 
     """
     if per_class < 1 or val_per_class < 0:
         raise ValueError(f"per_class is 1 or above and val_per_class 0 or above, not {per_class} and {val_per_class}")
-    generator = torch.Generator().manual_seed(seed)
+    always, drawn = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
     parts: tuple[list[Tensor], ...] = ([], [], [])
     for label, name in enumerate(data.class_names):
         rows = torch.nonzero(data.labels == label).flatten()
         if len(rows) <= per_class + val_per_class:
             raise ValueError(f"class {name!r} has {len(rows)} images, too few for {per_class} to train on, "
                              f"{val_per_class} for validation and one to test on")
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        for part, chosen in zip(parts, rows.tensor_split((per_class, per_class + val_per_class)), strict=True):
+        val, rest = rows[torch.randperm(len(rows), generator=always)].tensor_split((val_per_class,))
+        train, test = rest[torch.randperm(len(rest), generator=drawn)].tensor_split((per_class,))
+        for part, chosen in zip(parts, (train, val, test), strict=True):
             part.append(chosen)
     return tuple(data.subset(torch.cat(part)) for part in parts)
 

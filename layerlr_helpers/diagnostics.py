@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerlr_helpers import training
 from layerlr_helpers.layers import LayerGroup
+from layerlr_helpers.naming import matching
+from layerlr_helpers.param_groups import named
 from layerlr_helpers.tracing import preserved, tensors_in
 
 
@@ -123,19 +125,23 @@ class RangeTest:
 
 
 def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, steps: int = 60,
-                  low: float = 1e-2, high: float = 1e2, diverged: float = 4.0, loss_fn=F.cross_entropy) -> RangeTest:
+                  low: float = 1e-2, high: float = 1e2, sweep: str = "*", diverged: float = 4.0,
+                  loss_fn=F.cross_entropy) -> RangeTest:
     """Train with every group's rate times a factor that grows from ``low`` to ``high``, and watch the loss.
 
-    All groups grow together, so the ratios between them stay (Smith, 2017, has one rate). The test stops when the
+    All groups grow together, so the ratios between them stay (Smith, 2017, has one rate). With ``sweep``, the name of a
+    layer group or a pattern, only those groups' rates grow and the others stay at their own. The test stops when the
     smoothed loss exceeds ``diverged`` times its lowest or is not finite. The suggestion is the factor where the
     smoothed loss falls fastest. Model, optimizer and random numbers are afterwards what they were.
 
     Raises:
-        ValueError: fewer than 10 steps, ``low`` not below ``high``, a loss that is not finite from the start, or a
-            loader without a batch.
+        ValueError: fewer than 10 steps, ``low`` not below ``high``, a ``sweep`` that fits no group, a loss that is not
+            finite from the start, or a loader without a batch.
     """
     if steps < 10 or not 0 < low < high:
         raise ValueError(f"need at least 10 steps and 0 < low < high, not steps={steps}, low={low}, high={high}")
+    layers = [group.get("layer", name) for name, group in named(optimizer).items()]
+    swept = set(matching(sweep, list(dict.fromkeys(layers))))
     factors = low * (high / low) ** (np.arange(steps) / (steps - 1))
     losses: list[float] = []
     smooth: list[float] = []
@@ -144,8 +150,8 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
         model.train()
         batches = _endless(train_loader)
         for factor in factors:
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
+            for group, layer, peak in zip(optimizer.param_groups, layers, peaks, strict=True):
+                group["lr"] = peak * factor if layer in swept else peak
             losses.append(training.train_step(model, optimizer, *next(batches), loss_fn)["loss"])
             smooth.append(_smoothed(losses))
             if not np.isfinite(smooth[-1]) or smooth[-1] > diverged * min(smooth):

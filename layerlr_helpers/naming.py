@@ -1,8 +1,11 @@
 """Finding groups by name or pattern, with errors that name what was asked for and what is there."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 def matching(pattern: str, names: Sequence[str], *, what: str = "group") -> list[str]:
@@ -17,6 +20,19 @@ def matching(pattern: str, names: Sequence[str], *, what: str = "group") -> list
         hint = f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
         raise ValueError(f"no {what} matches {pattern!r}{hint}; there are: {listed(names)}")
     return found
+
+
+def assigned(values: Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
+    """For each name that is meant, in the order of ``names``, the value that names and patterns give it.
+
+    A name itself goes before any pattern; of several patterns that match, the last one wins.
+
+    Raises:
+        ValueError: a pattern that matches nothing.
+    """
+    found = {name: value for pattern, value in values.items() for name in matching(pattern, names)}
+    found |= {name: value for name, value in values.items() if name in names}
+    return {name: found[name] for name in names if name in found}
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from layerlr_helpers.layers import LayerGroup, layer_groups
-from layerlr_helpers.naming import listed, matching
+from layerlr_helpers.naming import assigned, listed, matching
 
 Rates = Callable[[Sequence[LayerGroup]], dict[str, float]]
 
@@ -54,11 +54,10 @@ def per_group(rates: Mapping[str, float]) -> Rates:
 
     def of(groups: Sequence[LayerGroup]) -> dict[str, float]:
         names = [group.name for group in groups]
-        found = {name: lr for pattern, lr in rates.items() for name in matching(pattern, names)}
-        found |= {name: rates[name] for name in names if name in rates}
+        found = assigned(rates, names)
         if left := [name for name in names if name not in found]:
             raise ValueError(f"no rate was given for the groups {listed(left)}; name them, or add a pattern '*'")
-        return {name: found[name] for name in names}
+        return found
 
     return of
 
@@ -120,10 +119,18 @@ def current_rates(optimizer_or_param_groups: Optimizer | Sequence[dict]) -> dict
             for name, group in named(optimizer_or_param_groups).items()}
 
 
-def describe(optimizer_or_param_groups: Optimizer | Sequence[dict], model: nn.Module | None = None) -> pd.DataFrame:
+class Description(pd.DataFrame):
+    """A data frame that is printed whole: pandas would leave out columns in a narrow terminal."""
+
+    def __repr__(self) -> str:
+        return self.to_string(formatters={name: "{:.3g}".format for name in ("lr", "weight_decay") if name in self})
+
+
+def describe(optimizer_or_param_groups: Optimizer | Sequence[dict], model: nn.Module | None = None) -> Description:
     """A table of what the next step will use: group, depth, tensors, parameters, lr, weight_decay, trainable.
 
     ``lr`` is 0 for a frozen group. With ``model``, its parameters that the optimizer does not have are a last row.
+    In a notebook it is shown as a table, in a terminal as text.
     """
     groups = named(optimizer_or_param_groups)
     layers = list(dict.fromkeys(group.get("layer", name) for name, group in groups.items()))
@@ -137,7 +144,7 @@ def describe(optimizer_or_param_groups: Optimizer | Sequence[dict], model: nn.Mo
         if missing:
             rows.append({"group": "(not in the optimizer)", "depth": len(layers), **_sizes(missing), "lr": 0.0,
                          "weight_decay": 0.0, "trainable": False})
-    return pd.DataFrame(rows)
+    return Description(rows)
 
 
 def named(optimizer_or_param_groups: Optimizer | Sequence[dict]) -> dict[str, dict]:

@@ -67,6 +67,5 @@ class PlateauUnfreezing(ProgressiveUnfreezing):
         Raises:
             ValueError: its plan names a group that is not here.
         """
-        plan = UnfreezePlan.from_json(state["plan"])
-        plan.check([group.name for group in self.groups])
+        plan = UnfreezePlan.from_json(state["plan"]).of([group.name for group in self.groups])
         self.plan, self.best, self.waited = plan, state["best"], state["waited"]

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from layerlr_helpers.datasets import ImageSet
+from layerlr_helpers.diagnostics import RangeTest
 
 
 def depth_colours(n: int) -> list:
@@ -94,6 +95,18 @@ def plot_history(frame: pd.DataFrame, axes: Axes | None = None, *, smooth: int =
         seen = frame[frame["val_loss"].notna()]
         axes.plot(seen["step"], seen["val_loss"], "o-", color="tab:orange", label="validation")
     axes.set(xlabel="step", ylabel="cross-entropy (nats)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return axes
+
+
+def plot_range_test(result: RangeTest, axes: Axes | None = None) -> Axes:
+    """The losses of an ``lr_range_test`` over the factor on the rates, with a line at the suggested one."""
+    axes = _axes(axes)
+    axes.plot(result.frame["factor"], result.frame["loss"], color="tab:blue", alpha=0.3, label="each batch")
+    axes.plot(result.frame["factor"], result.frame["smooth_loss"], color="tab:blue", label="smoothed")
+    axes.axvline(result.suggestion, color="tab:orange", ls="--", label=f"suggested: {result.suggestion:.2g}")
+    axes.set(xscale="log", xlabel="factor on the rates", ylabel="cross-entropy (nats)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return axes

@@ -169,7 +169,7 @@ def _thawed(real: dict[str, dict], plan) -> Callable[[int], set[str]]:
         return lambda step: {name for name, group in real.items()
                              if plan.training_at(step) & {id(p) for p in group["params"]}}
     layers = {name: group.get("layer", name) for name, group in real.items()}
-    plan.check(list(dict.fromkeys(layers.values())))
+    plan = plan.of(list(dict.fromkeys(layers.values())))
     return lambda step: {name for name, layer in layers.items() if layer in plan.trainable_at(step)}
 
 

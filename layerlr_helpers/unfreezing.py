@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # the common base of all kinds, SyncBatchNorm and InstanceNorm too
 
 from layerlr_helpers.layers import LayerGroup
-from layerlr_helpers.naming import listed, matching
+from layerlr_helpers.naming import assigned, listed
 
 BATCH_NORM_MODES = ("freeze", "statistics", "train")
 
@@ -22,7 +22,8 @@ BATCH_NORM_MODES = ("freeze", "statistics", "train")
 class UnfreezePlan:
     """The first step at which each group trains: ``UnfreezePlan({"head": 0, "layer4": 100, "layer3": 200})``.
 
-    A group that is not named never trains.
+    A group that is not named never trains. Patterns stand for several groups, ``UnfreezePlan({"head": 0, "layer*": 100})``;
+    a group's own name goes before any pattern, and of several patterns that match, the last one wins.
 
     Raises:
         ValueError: a first step that is no whole number or is below 0.
@@ -44,16 +45,27 @@ class UnfreezePlan:
         """
         return cls({group.name: first + i * every for i, group in enumerate(reversed(groups))})
 
+    def in_epochs(self, steps_per_epoch: int) -> "UnfreezePlan":
+        """The plan in steps, of one that was written in epochs: ``UnfreezePlan({"head": 0, "*": 2}).in_epochs(len(loader))``.
+
+        Raises:
+            ValueError: ``steps_per_epoch`` is no whole number, or below 1.
+        """
+        if not isinstance(steps_per_epoch, Integral) or steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch must be a whole number, 1 or above, not {steps_per_epoch!r}")
+        return UnfreezePlan({name: first * steps_per_epoch for name, first in self.first_steps.items()})
+
     def trainable_at(self, step: int) -> set[str]:
-        """The names of the groups that train at this step."""
+        """The names (of a plan with patterns: the names and patterns) of what trains at this step."""
         return {name for name, first in self.first_steps.items() if first <= step}
 
-    def check(self, names: Sequence[str]) -> None:
-        """Raise a ValueError if the plan names a group that is not among ``names``."""
-        for name in self.first_steps:
-            if name not in names:
-                matching(name, names)  # raises, with the names that come close
-                raise ValueError(f"a plan takes names, not patterns like {name!r}; there are: {listed(names)}")
+    def of(self, names: Sequence[str]) -> "UnfreezePlan":
+        """The plan with the groups' ``names`` in place of patterns.
+
+        Raises:
+            ValueError: a name or pattern that fits none of them (says which come close).
+        """
+        return UnfreezePlan(assigned(self.first_steps, names))
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -84,17 +96,15 @@ class ProgressiveUnfreezing:
     - ``"train"``: they are not frozen at all: statistics, scale and shift train from the start.
 
     A BatchNorm layer whose scale and shift are in different groups is frozen until both train. InstanceNorm layers
-    that keep statistics are treated in the same way.
+    that keep statistics are treated in the same way. Dropout stays as it is in a frozen group: it is noise, not state.
 
     Raises:
         ValueError: a plan that names a group that does not exist, or an unknown ``batch_norm``.
     """
 
     def __init__(self, groups: Sequence[LayerGroup], plan: UnfreezePlan, *, batch_norm: str = "freeze"):
-        if batch_norm not in BATCH_NORM_MODES:
-            raise ValueError(f"unknown batch_norm {batch_norm!r}; known are {', '.join(map(repr, BATCH_NORM_MODES))}")
-        plan.check([group.name for group in groups])
-        self.groups, self.plan, self.batch_norm = list(groups), plan, batch_norm
+        _check_mode(batch_norm)
+        self.groups, self.plan, self.batch_norm = list(groups), plan.of([group.name for group in groups]), batch_norm
 
     def apply(self, step: int) -> set[str]:
         """Freeze and thaw so that exactly the plan's groups for this step train; returns their names."""
@@ -120,11 +130,61 @@ class ProgressiveUnfreezing:
 
     def release(self) -> None:
         """Thaw everything and let the BatchNorm layers run in the model's mode again."""
-        for group in self.groups:
-            for p in group.params.values():
+        unfreeze(self.groups, "*")
+
+
+def freeze(groups: Sequence[LayerGroup], *patterns: str, batch_norm: str = "freeze") -> set[str]:
+    """Freeze groups from now on, by name or pattern, ``freeze(groups, "stem", "layer*")``; returns their names.
+
+    What is not named stays as it is. ``batch_norm`` is as in :class:`ProgressiveUnfreezing`, which is for groups that
+    shall thaw later: it decides anew before each step.
+
+    Raises:
+        ValueError: no pattern, one that fits no group (says which come close), or an unknown ``batch_norm``.
+    """
+    _check_mode(batch_norm)
+    chosen = _chosen(groups, patterns)
+    norms = {norm for norm, owners in _norms(groups).items() if owners & chosen}
+    spared = {id(p) for norm in norms for p in norm.parameters()} if batch_norm == "train" else set()
+    for group in groups:
+        for p in group.params.values():
+            if group.name in chosen and id(p) not in spared:
+                p.requires_grad_(False)
+                p.grad = None
+    for norm in norms:
+        _hold(norm, batch_norm == "freeze")
+    return chosen
+
+
+def unfreeze(groups: Sequence[LayerGroup], *patterns: str) -> set[str]:
+    """Undo :func:`freeze` for groups by name or pattern; returns their names.
+
+    A BatchNorm layer whose scale and shift are in different groups is let go when both train.
+
+    Raises:
+        ValueError: no pattern, or one that fits no group (says which come close).
+    """
+    chosen = _chosen(groups, patterns)
+    for group in groups:
+        for p in group.params.values():
+            if group.name in chosen:
                 p.requires_grad_(True)
-        for norm in _norms(self.groups):
+    for norm, owners in _norms(groups).items():
+        if owners & chosen and all(p.requires_grad for p in norm.parameters()):
             _hold(norm, False)
+    return chosen
+
+
+def _chosen(groups: Sequence[LayerGroup], patterns: Sequence[str]) -> set[str]:
+    names = [group.name for group in groups]
+    if not patterns:
+        raise ValueError(f"name the groups, or give patterns such as 'layer*'; there are: {listed(names)}")
+    return set(assigned(dict.fromkeys(patterns), names))
+
+
+def _check_mode(batch_norm: str) -> None:
+    if batch_norm not in BATCH_NORM_MODES:
+        raise ValueError(f"unknown batch_norm {batch_norm!r}; known are {', '.join(map(repr, BATCH_NORM_MODES))}")
 
 
 def _norms(groups: Sequence[LayerGroup]) -> dict[nn.Module, set[str]]:

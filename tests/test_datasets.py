@@ -182,6 +182,11 @@ def test_the_seed_decides_the_split(small_digits):
     assert not torch.equal(first, other)
 
 
+def test_every_seed_has_the_same_validation_images(small_digits):
+    first, other = (few_shot_split(small_digits, seed=seed) for seed in (0, 1))
+    assert torch.equal(first[1].factors["scan"], other[1].factors["scan"])
+
+
 @pytest.mark.parametrize(("sizes", "problem"), [
     ((160, 20), "class '0' has 178 images, too few for 160 to train on, 20 for validation"),
     ((0, 20), "per_class is 1 or above"),

@@ -22,6 +22,7 @@ from layerlr_helpers import (
     param_groups,
     probe_layers,
     snapshot,
+    uniform,
 )
 
 
@@ -253,6 +254,29 @@ def test_the_rates_of_all_groups_grow_together():
     ratios = result.frame.factor[1:].to_numpy() / result.frame.factor[:-1].to_numpy()
     assert ratios == pytest.approx(np.full(len(ratios), 100 ** (1 / 19)))  # evenly spaced on a logarithmic scale
     assert result.frame.factor[0] == pytest.approx(0.1)
+
+
+def test_one_group_can_be_swept_while_the_others_keep_their_rates():
+    model, optimizer, loader = learner()
+    names = [group["name"] for group in optimizer.param_groups]
+    seen = []
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append([group["lr"] for group in o.param_groups]))
+    result = lr_range_test(model, optimizer, loader, steps=20, low=0.1, high=10, sweep=names[-1])
+    assert all(row[:2] == [2.5e-3, 5e-3] for row in seen)
+    assert [row[2] / 1e-2 for row in seen] == pytest.approx(list(result.frame.factor))
+    with pytest.raises(ValueError, match="no group matches 'haed'"):
+        lr_range_test(model, optimizer, loader, sweep="haed")
+
+
+def test_a_sweep_takes_both_halves_of_a_layer_that_weight_decay_has_split():
+    model, _, loader = learner()
+    groups = layer_groups(model, next(iter(loader))[0])
+    optimizer = torch.optim.SGD(param_groups(groups, uniform(0.01), weight_decay=0.1, decay_norm_and_bias=False))
+    seen = []
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append({g["name"]: g["lr"] for g in o.param_groups}))
+    lr_range_test(model, optimizer, loader, steps=10, low=2.0, high=4.0, sweep="head")
+    swept = {name for name, lr in seen[0].items() if lr != 0.01}
+    assert swept == {"head", "head/no_decay"}
 
 
 @pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=1.0), lambda p: torch.optim.AdamW(p, lr=torch.tensor(1.0))])

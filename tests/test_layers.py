@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -81,24 +82,39 @@ def test_the_groups_of_a_resnet_have_all_its_modules(resnet):
     assert {id(m) for m in resnet.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.Linear))} <= inside
 
 
-# --- a spread of architectures ----------------------------------------------------------------------------------------
+# --- every architecture of torchvision ----------------------------------------------------------------------------------
 
-ARCHITECTURES = {
-    "mobilenet_v3_small": {}, "shufflenet_v2_x0_5": {}, "squeezenet1_1": {}, "vit_b_32": {}, "densenet121": {},
-    "googlenet": {"init_weights": False},
+@contextmanager
+def without_values():
+    """Parameters are made on the meta device: looking at the largest model needs no values, and takes no memory."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module, name, p):
+        register(module, name, p if p is None else nn.Parameter(p.to("meta"), p.requires_grad))
+
+    nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+NO_INIT = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}  # theirs takes a minute
+CONVOLUTIONAL = {  # the stages of one of each family
+    "alexnet": 6, "convnext_tiny": 9, "densenet121": 9, "efficientnet_b0": 7, "googlenet": 7, "inception_v3": 6, "maxvit_t": 7,
+    "mnasnet0_5": 6, "mobilenet_v2": 7, "regnet_y_400mf": 6, "resnext50_32x4d": 6, "shufflenet_v2_x1_0": 5,
+    "squeezenet1_0": 5, "swin_t": 9, "vgg11": 8, "wide_resnet50_2": 6,
 }
-# The last linear (in SqueezeNet convolutional) layer of each.
-CLASSIFIERS = {"mobilenet_v3_small": "classifier.3", "shufflenet_v2_x0_5": "fc", "squeezenet1_1": "classifier.1",
-               "vit_b_32": "heads.head", "densenet121": "classifier", "googlenet": "fc"}
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=models.list_models(module=models))
 def architecture(request):
-    with torch.device("meta"):  # the look needs no values, and without them it takes no time
-        return request.param, getattr(models, request.param)(weights=None, **ARCHITECTURES[request.param])
+    with without_values():
+        model = models.get_model(request.param, weights=None, **NO_INIT.get(request.param, {}))
+    return request.param, model.to("meta")
 
 
-@pytest.mark.filterwarnings("ignore:the forward pass did not use aux")  # GoogLeNet's, of which tests below speak
+@pytest.mark.filterwarnings("ignore:the forward pass did not use (aux|Aux)")  # Inception's, of which a test below speaks
 def test_all_architectures_fall_into_whole_groups_with_the_classifier_last(architecture):
     name, model = architecture
     counts = {}
@@ -106,12 +122,13 @@ def test_all_architectures_fall_into_whole_groups_with_the_classifier_last(archi
         groups = layer_groups(model, granularity=granularity)
         assert_partition(model, groups)
         counts[granularity] = len(groups)
-        assert f"{CLASSIFIERS[name]}.bias" in groups[-1].params
+        assert next(reversed(groups[-1].params.values())).shape[0] == 1000  # the scores of ImageNet's classes
         if granularity in ("stage", "block"):
             assert groups[0].name == "stem"
             assert groups[-1].name == "head"
-            assert set(groups[-1].params) <= {f"{CLASSIFIERS[name]}.weight", f"{CLASSIFIERS[name]}.bias"}
+            assert len(groups[-1].params) <= 2  # a weight and a bias
     assert counts["stage"] <= counts["block"] < counts["tensor"] == len(list(model.parameters()))
+    assert counts["stage"] == CONVOLUTIONAL.get(name, counts["stage"])
 
 
 def test_a_transformer_has_one_stage_for_each_encoder_layer_after_its_patch_embedding():
@@ -377,6 +394,69 @@ def test_dictionary_inputs():
 
     example = {"ids": torch.zeros(1, 5, dtype=torch.long), "weights": torch.ones(1, 5)}
     assert names(Pair(), example, granularity="child") == ["embed", "mask", "out"]
+
+
+class Encoder(nn.Module):
+    """Built as BERT is: named embeddings, a list of layers, a pooler, a head; called by keywords, returns a dictionary."""
+
+    def __init__(self, layers=3, width=8):
+        super().__init__()
+        self.classifier = nn.Linear(width, 2)  # defined first, runs last
+        self.embeddings = nn.ModuleDict({"word": nn.Embedding(30, width), "position": nn.Embedding(16, width),
+                                         "norm": nn.LayerNorm(width)})
+        self.encoder = nn.Module()
+        self.encoder.layer = nn.ModuleList(nn.TransformerEncoderLayer(width, 2, 16, batch_first=True) for _ in range(layers))
+        self.pooler = nn.Sequential(nn.Linear(width, width), nn.Tanh())
+
+    def forward(self, input_ids, attention_mask=None):
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.embeddings["norm"](self.embeddings["word"](input_ids) + self.embeddings["position"](places))
+        for layer in self.encoder.layer:
+            x = layer(x, src_key_padding_mask=None if attention_mask is None else attention_mask == 0)
+        return {"logits": self.classifier(self.pooler(x[:, 0])), "hidden": x}
+
+
+BERT_INPUT = {"input_ids": torch.randint(30, (2, 7)), "attention_mask": torch.ones(2, 7)}
+
+
+def test_a_language_model_has_its_embeddings_first_then_each_encoder_layer_then_its_head():
+    model = Encoder()
+    groups = layer_groups(model, BERT_INPUT)
+    layers = [f"encoder.layer.{i}" for i in range(3)]
+    assert [group.name for group in groups] == ["stem", *layers, "pooler", "head"]
+    assert set(groups[0].params) == {"embeddings.word.weight", "embeddings.position.weight", "embeddings.norm.weight",
+                                     "embeddings.norm.bias"}
+    assert set(groups[-1].params) == {"classifier.weight", "classifier.bias"}
+    assert names(model) == [group.name for group in groups]  # tokens can be guessed
+    for granularity in GRANULARITIES:
+        assert_partition(model, layer_groups(model, BERT_INPUT, granularity=granularity))
+
+
+class VisionTransformer(nn.Module):
+    """Built as timm's is: tokens and positions on the root, a plain Sequential of blocks, a norm before the head."""
+
+    def __init__(self, depth=4, width=8):
+        super().__init__()
+        self.cls_token, self.pos_embed = nn.Parameter(torch.zeros(1, 1, width)), nn.Parameter(torch.zeros(1, 17, width))
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(3, width, 4, 4)
+        self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(width, 2, 16, batch_first=True) for _ in range(depth)))
+        self.norm, self.fc_norm, self.head = nn.LayerNorm(width), nn.Identity(), nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = self.patch_embed.proj(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        return self.head(self.fc_norm(self.norm(self.blocks(x))[:, 0]))
+
+
+def test_a_vision_transformer_with_its_tokens_on_the_root_has_them_in_the_stem():
+    model = VisionTransformer()
+    groups = layer_groups(model, torch.zeros(1, 3, 16, 16))
+    assert [group.name for group in groups] == ["stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "head"]
+    assert set(groups[0].params) == {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "pos_embed"}
+    assert set(groups[-1].params) == {"head.weight", "head.bias"}
+    for granularity in GRANULARITIES:
+        assert_partition(model, layer_groups(model, torch.zeros(1, 3, 16, 16), granularity=granularity))
 
 
 def test_wrapped_models_have_the_names_of_what_is_inside(resnet):

@@ -1,12 +1,13 @@
 """Names and patterns: what matches, and errors that help."""
 
 import string
+from fnmatch import fnmatchcase
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerlr_helpers.naming import listed, matching
+from layerlr_helpers.naming import assigned, listed, matching
 
 NAMES = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
 
@@ -55,3 +56,18 @@ def test_a_long_list_keeps_its_ends_and_says_how_many_are_left_out():
     text = listed((f"n{i}" for i in range(100)), most=6)
     assert text == "n0, n1, n2, … 94 more …, n97, n98, n99"
     assert listed(["a", "b"]) == "a, b"
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b", "layer1", "layer2", "*", "layer*", "[ab]", "?"]), st.integers(), max_size=6))
+def test_assigned_gives_each_name_its_own_value_or_that_of_the_last_pattern_that_fits(values):
+    names = ["layer2", "a", "layer1", "b"]
+    found = assigned(values, names)
+    assert list(found) == [name for name in names if name in found]
+    for name in names:
+        fitting = [value for pattern, value in values.items() if fnmatchcase(name, pattern)]
+        if name in values:
+            assert found[name] == values[name]
+        elif fitting:
+            assert found[name] == fitting[-1]
+        else:
+            assert name not in found

@@ -223,6 +223,17 @@ def test_describe_is_the_same_for_an_optimizer_and_for_the_groups_it_is_made_of(
     assert table.trainable.all()
 
 
+def test_a_description_is_a_whole_table_in_a_terminal_and_in_a_notebook(groups):
+    table = describe(param_groups(groups, layer_decay(1e-3, 0.5), weight_decay=0.01))
+    with pd.option_context("display.width", 40, "display.max_columns", 3, "display.max_rows", 3):
+        header, *rows = repr(table).splitlines()
+        assert header.split() == list(table)
+        assert [row.split()[1] for row in rows] == RESNET
+        assert [float(row.split()[5]) for row in rows] == pytest.approx(list(table.lr), rel=1e-2)
+    assert table._repr_html_().count("<tr") == 7
+    assert repr(table[["group"]]).split()[0] == "group"  # a part of it is an ordinary frame
+
+
 def test_describe_shows_the_rate_of_this_moment():
     optimizer = torch.optim.SGD(param_groups(small(), uniform(0.5)))
     optimizer.param_groups[1]["lr"] = 0.25

@@ -10,6 +10,7 @@ from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
 from layerlr_helpers import plots
+from layerlr_helpers.diagnostics import RangeTest
 
 STEPS = range(20)
 RATES = pd.DataFrame({"stem": np.linspace(1e-5, 1e-4, 20), "layer1": 0.0, "head": 1e-3}, index=pd.RangeIndex(20, name="step"))
@@ -22,6 +23,8 @@ PROBES = pd.DataFrame({"target": ["class"] * 3 + ["colour"] * 3, "layer": ["stem
 RUNS = pd.DataFrame({"strategy": ["b", "a", "b", "a"], "seed": [0, 0, 1, 1], "accuracy": [0.8, 0.7, 0.9, 0.5],
                      "loss": [1.0, 2.0, 1.5, 3.0], "seconds": [1.0, 2.0, 1.0, 2.0]})
 BY_LAYER = pd.DataFrame({"group": ["stem", "layer1", "head"], "moved": [0.01, 0.1, 1.0]})
+RANGE = RangeTest(pd.DataFrame({"factor": [0.01, 0.1, 1.0, 10.0], "loss": [2.3, 2.2, 1.5, 6.0],
+                                "smooth_loss": [2.3, 2.25, 1.9, 4.0]}), suggestion=1.0)
 TABLE = pd.DataFrame([[10.0, 90.0], [float("nan"), 50.0]], index=["stem", "head"], columns=["blurred", "permuted"])
 
 DRAWN = {  # every function that draws into Axes
@@ -30,6 +33,7 @@ DRAWN = {  # every function that draws into Axes
     "probes": lambda axes=None: plots.plot_probes(PROBES, axes),
     "by layer": lambda axes=None: plots.plot_by_layer(BY_LAYER, "moved", axes),
     "comparison": lambda axes=None: plots.plot_comparison(RUNS, axes),
+    "range test": lambda axes=None: plots.plot_range_test(RANGE, axes),
     "heatmap": lambda axes=None: plots.plot_heatmap(TABLE, axes),
 }
 

@@ -19,10 +19,12 @@ from layerlr_helpers import (
     ProgressiveUnfreezing,
     UnfreezePlan,
     fit,
+    freeze,
     layer_decay,
     layer_groups,
     one_cycle,
     param_groups,
+    unfreeze,
     uniform,
 )
 
@@ -92,6 +94,21 @@ def test_a_plan_is_a_copy_of_what_it_was_made_from():
     assert plan.to_json() == '{"head": 3}'
 
 
+def test_a_plan_may_have_patterns_and_a_name_goes_before_them():
+    unfreezing = ProgressiveUnfreezing(groups_of(net()), UnfreezePlan({"head": 0, "*": 4, "[0-9]*": 2}))
+    assert unfreezing.plan.first_steps == {"stem": 4, "3": 2, "head": 0}
+    assert [sorted(unfreezing.apply(step)) for step in (0, 2, 4)] == [["head"], ["3", "head"], ["3", "head", "stem"]]
+    assert UnfreezePlan.from_json(UnfreezePlan({"layer*": 3}).to_json()) == UnfreezePlan({"layer*": 3})
+
+
+def test_a_plan_in_epochs_becomes_one_in_steps():
+    plan = UnfreezePlan.top_down(groups_of(net()), every=2, first=1).in_epochs(5)
+    assert plan.first_steps == {"head": 5, "3": 15, "stem": 25}
+    for bad in (0, -5, 2.5):
+        with pytest.raises(ValueError, match=f"steps_per_epoch must be a whole number, 1 or above, not {bad}"):
+            plan.in_epochs(bad)
+
+
 @pytest.mark.parametrize("first", [-1, 1.5, "3", None, True])
 def test_a_first_step_that_is_no_step_is_refused(first):
     with pytest.raises(ValueError, match="first step of 'head' must be a whole number, 0 or above"):
@@ -108,8 +125,8 @@ def test_errors_name_the_group_and_those_that_come_close():
     groups = groups_of(net())
     with pytest.raises(ValueError, match=r"no group matches 'haed' \(did you mean 'head'\?\); there are: stem, 3, head"):
         ProgressiveUnfreezing(groups, UnfreezePlan({"haed": 0}))
-    with pytest.raises(ValueError, match="a plan takes names, not patterns like 'st"):
-        ProgressiveUnfreezing(groups, UnfreezePlan({"st*": 0}))
+    with pytest.raises(ValueError, match=r"no group matches 'layer\*'; there are: stem, 3, head"):
+        ProgressiveUnfreezing(groups, UnfreezePlan({"layer*": 0}))
     with pytest.raises(ValueError, match="'frieze'; known are 'freeze', 'statistics', 'train'"):
         ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}), batch_norm="frieze")
 
@@ -422,3 +439,87 @@ def test_a_run_can_be_stopped_anywhere_because_all_groups_are_there_from_the_sta
         ProgressiveUnfreezing(groups, UnfreezePlan.top_down(groups, every=3)).apply(step)
         shapes.append([len(group["params"]) for group in param_groups(groups, uniform(1e-3))])
     assert all(a == b for a, b in itertools.pairwise(shapes))
+
+
+# --- freezing for good ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("batch_norm", ["freeze", "statistics", "train"])
+def test_freezing_by_hand_is_what_a_plan_that_never_thaws_does(batch_norm):
+    ends = []
+    for by_hand in (True, False):
+        model = net()
+        groups = groups_of(model)
+        optimizer = torch.optim.AdamW(param_groups(groups, uniform(0.1)), weight_decay=0.1)
+        if by_hand:
+            assert freeze(groups, "stem", "[0-9]", batch_norm=batch_norm) == {"stem", "3"}
+        else:
+            ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}), batch_norm=batch_norm).apply(0)
+        torch.manual_seed(1)
+        train(model, optimizer, 3)
+        ends.append((model.state_dict(), grads_held_and_wanted(model)))
+    assert equal(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+
+
+def test_freezing_leaves_the_other_groups_as_they_are():
+    model = net()
+    groups = groups_of(model)
+    model[9].bias.requires_grad_(False)
+    freeze(groups, "stem")
+    freeze(groups, "3")
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["9.weight"]
+    unfreeze(groups, "3")
+    wanted = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert wanted == ["3.weight", "3.bias", "4.weight", "4.bias", "9.weight"]
+    assert [len(m._forward_pre_hooks) for m in (model[1], model[4])] == [1, 0]
+
+
+def test_unfreezing_by_hand_takes_every_trace_away():
+    model = net()
+    keys = [set(module.__dict__) for module in model.modules()]
+    before = grads_held_and_wanted(model)
+    freeze(groups_of(model), "*")
+    unfreeze(groups_of(model), "*")
+    assert [set(module.__dict__) for module in model.modules()] == keys
+    assert grads_held_and_wanted(model) == before
+
+
+@pytest.mark.parametrize("call", [freeze, unfreeze])
+def test_a_bad_name_or_none_at_all_is_refused_before_anything_is_changed(call):
+    model = net()
+    groups = groups_of(model)
+    before = grads_held_and_wanted(model)
+    with pytest.raises(ValueError, match=r"no group matches 'stemm' \(did you mean 'stem'\?\)"):
+        call(groups, "head", "stemm")
+    with pytest.raises(ValueError, match=r"name the groups, or give patterns such as 'layer\*'; there are: stem, 3, head"):
+        call(groups)
+    with pytest.raises(ValueError, match="'frieze'; known are 'freeze', 'statistics', 'train'"):
+        freeze(groups, "stem", batch_norm="frieze")
+    assert grads_held_and_wanted(model) == before
+
+
+# --- compiled models --------------------------------------------------------------------------------------------------
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler
+@pytest.mark.parametrize("batch_norm", ["freeze", "statistics", "train"])
+def test_a_compiled_model_trains_and_holds_what_an_uncompiled_one_does(batch_norm):
+    ends = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        model = net()
+        model[5].p = 0.0  # a compiled dropout draws other numbers
+        called = torch.compile(model, backend="aot_eager") if compiled else model
+        groups = layer_groups(called, IMAGES[:1])
+        optimizer = torch.optim.SGD(param_groups(groups, uniform(0.1)), momentum=0.9)
+        unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0, "3": 2, "stem": 4}), batch_norm=batch_norm)
+        states = []
+        for step in range(6):
+            unfreezing.apply(step)
+            train(called, optimizer, 1)
+            states.append(copy.deepcopy(model.state_dict()))
+        ends.append(states)
+    moved = [sum(not torch.equal(a[name], b[name]) for name in ("0.weight", "3.weight", "9.weight"))
+             for a, b in itertools.pairwise(ends[1])]
+    assert moved == [1, 2, 2, 3, 3]  # from steps 1 to 5: the head, then layer 3 from step 2 on, then layer 0 from step 4 on
+    for plain, compiled in zip(*ends, strict=True):
+        torch.testing.assert_close(plain, compiled)
