@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 # No progress bars in test and page outputs; the notebooks that a person runs have them.
 QUIET := TQDM_DISABLE=1
 
-.PHONY: lab test course notebooks lint help
+.PHONY: lab test course notebooks bench lint help
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test       run every helper test and execute every notebook"
 	@echo "make course     run all notebooks in order, write pages to build/course/"
 	@echo "make notebooks  run all notebooks and store their outputs in place (for maintainers)"
+	@echo "make bench      measure what the helpers cost and what freezing saves, as ratios"
 	@echo "make lint       check style"
 
 lab: $(VENV)/ready
@@ -29,6 +30,10 @@ course: $(VENV)/ready
 
 notebooks: $(VENV)/ready
 	$(RUN) -m layerlr_helpers.course --in-place
+
+bench: $(VENV)/ready
+	$(RUN) benchmarks/overhead.py
+	$(RUN) benchmarks/freezing.py
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

@@ -37,9 +37,9 @@ def tries_of_notebook_02() -> dict[str, list[Strategy]]:
         "head only": [Strategy(f"{lr:g}", uniform(lr), plan=head_only) for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)],
         "uniform": [Strategy(f"{lr:g}", uniform(lr)) for lr in (1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 3e-3)],
         "two rates": [Strategy(f"{low:g}, {high:g}", head_and_backbone(backbone_lr=low, head_lr=high))
-                      for low in (1e-4, 3e-4, 1e-3) for high in (3e-3, 1e-2)],
+                      for low, high in ((1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 1e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 3e-3))],
         "layer decay": [Strategy(f"{lr:g}, {decay:g}", layer_decay(lr, decay))
-                        for lr in (3e-3, 1e-2) for decay in (0.4, 0.6, 0.8)],
+                        for lr in (1e-3, 3e-3) for decay in (0.3, 0.5, 0.7)],
     }
 
 

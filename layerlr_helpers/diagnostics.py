@@ -126,13 +126,14 @@ class RangeTest:
 
 def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, steps: int = 60,
                   low: float = 1e-2, high: float = 1e2, sweep: str = "*", diverged: float = 4.0,
-                  loss_fn=F.cross_entropy) -> RangeTest:
+                  loss_fn=F.cross_entropy, autocast: torch.dtype | None = None) -> RangeTest:
     """Train with every group's rate times a factor that grows from ``low`` to ``high``, and watch the loss.
 
     All groups grow together, so the ratios between them stay (Smith, 2017, has one rate). With ``sweep``, the name of a
-    layer group or a pattern, only those groups' rates grow and the others stay at their own. The test stops when the
-    smoothed loss exceeds ``diverged`` times its lowest or is not finite. The suggestion is the factor where the
-    smoothed loss falls fastest. Model, optimizer and random numbers are afterwards what they were.
+    layer group or a pattern, only those groups move and the others stand still, at a rate of 0. The test stops when the
+    smoothed loss exceeds ``diverged`` times its lowest or is not finite. The suggestion is the factor at which the loss
+    falls fastest, by a line through several neighbouring steps; not a number if it never falls. Model, optimizer and random numbers are afterwards what they were. ``loss_fn`` and
+    ``autocast`` are as in ``fit``.
 
     Raises:
         ValueError: fewer than 10 steps, ``low`` not below ``high``, a ``sweep`` that fits no group, a loss that is not
@@ -151,8 +152,8 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
         batches = _endless(train_loader)
         for factor in factors:
             for group, layer, peak in zip(optimizer.param_groups, layers, peaks, strict=True):
-                group["lr"] = peak * factor if layer in swept else peak
-            losses.append(training.train_step(model, optimizer, *next(batches), loss_fn)["loss"])
+                group["lr"] = peak * factor if layer in swept else 0.0
+            losses.append(training.train_step(model, optimizer, *next(batches), loss_fn, autocast)["loss"])
             smooth.append(_smoothed(losses))
             if not np.isfinite(smooth[-1]) or smooth[-1] > diverged * min(smooth):
                 break
@@ -160,8 +161,20 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
     steady = frame[np.isfinite(frame.smooth_loss)]
     if len(steady) < 2:
         raise ValueError(f"the loss was {losses} from the start, so no factor can be suggested; try a smaller low than {low}")
-    slope = np.gradient(steady.smooth_loss, np.log(steady.factor))
-    return RangeTest(frame, float(steady.factor.iloc[int(np.argmin(slope))]))
+    return RangeTest(frame, _steepest_fall(steady))
+
+
+def _steepest_fall(frame: pd.DataFrame, window: int = 9) -> float:
+    """The factor in the middle of the window in which a line through the losses falls most steeply."""
+    falling = frame.iloc[:int(np.argmin(frame.smooth_loss)) + 1]  # later falls are only the way back from a spike
+    window = min(window, len(falling))
+    if window < 2:
+        return float("nan")
+    logs, losses = np.log(falling.factor.to_numpy()), falling.loss.to_numpy()
+    starts = range(len(falling) - window + 1)
+    slopes = [np.polyfit(logs[i:i + window], losses[i:i + window], 1)[0] for i in starts]
+    best = int(np.argmin(slopes))
+    return float(falling.factor.iloc[best + window // 2]) if slopes[best] < 0 else float("nan")
 
 
 @contextmanager

@@ -101,11 +101,12 @@ def plot_history(frame: pd.DataFrame, axes: Axes | None = None, *, smooth: int =
 
 
 def plot_range_test(result: RangeTest, axes: Axes | None = None) -> Axes:
-    """The losses of an ``lr_range_test`` over the factor on the rates, with a line at the suggested one."""
+    """The losses of an ``lr_range_test`` over the factor on the rates, with a line at the suggested one, if there is one."""
     axes = _axes(axes)
     axes.plot(result.frame["factor"], result.frame["loss"], color="tab:blue", alpha=0.3, label="each batch")
     axes.plot(result.frame["factor"], result.frame["smooth_loss"], color="tab:blue", label="smoothed")
-    axes.axvline(result.suggestion, color="tab:orange", ls="--", label=f"suggested: {result.suggestion:.2g}")
+    if np.isfinite(result.suggestion):
+        axes.axvline(result.suggestion, color="tab:orange", ls="--", label=f"suggested: {result.suggestion:.2g}")
     axes.set(xscale="log", xlabel="factor on the rates", ylabel="cross-entropy (nats)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -9,7 +9,6 @@ import math
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
@@ -130,6 +129,8 @@ def glyph_masks(size: int) -> Tensor:
 
     The result is cached: copy it before you change it.
     """
+    import matplotlib  # here: slow to import, and only its fonts are wanted
+
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     masks = torch.empty(len(FONTS), len(GLYPHS), size, size)
     for f, name in enumerate(FONTS):

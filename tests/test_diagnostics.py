@@ -256,13 +256,13 @@ def test_the_rates_of_all_groups_grow_together():
     assert result.frame.factor[0] == pytest.approx(0.1)
 
 
-def test_one_group_can_be_swept_while_the_others_keep_their_rates():
+def test_one_group_can_be_swept_while_the_others_stand_still():
     model, optimizer, loader = learner()
     names = [group["name"] for group in optimizer.param_groups]
     seen = []
     optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append([group["lr"] for group in o.param_groups]))
     result = lr_range_test(model, optimizer, loader, steps=20, low=0.1, high=10, sweep=names[-1])
-    assert all(row[:2] == [2.5e-3, 5e-3] for row in seen)
+    assert all(row[:2] == [0.0, 0.0] for row in seen)
     assert [row[2] / 1e-2 for row in seen] == pytest.approx(list(result.frame.factor))
     with pytest.raises(ValueError, match="no group matches 'haed'"):
         lr_range_test(model, optimizer, loader, sweep="haed")
@@ -275,7 +275,7 @@ def test_a_sweep_takes_both_halves_of_a_layer_that_weight_decay_has_split():
     seen = []
     optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append({g["name"]: g["lr"] for g in o.param_groups}))
     lr_range_test(model, optimizer, loader, steps=10, low=2.0, high=4.0, sweep="head")
-    swept = {name for name, lr in seen[0].items() if lr != 0.01}
+    swept = {name for name, lr in seen[0].items() if lr != 0}
     assert swept == {"head", "head/no_decay"}
 
 
@@ -294,12 +294,35 @@ def test_the_test_stops_where_the_loss_explodes_and_suggests_a_rate_below(make):
     assert np.isfinite(result.frame.loss[:-1]).all()
 
 
+def losses_of(values):
+    """A loss function that gives these numbers one after the other, whatever the model says."""
+    remaining = iter(values)
+    return lambda logits, labels: logits.sum() * 0 + next(remaining)
+
+
+def test_the_suggestion_is_where_the_loss_falls_fastest_and_not_where_it_jumps_once_or_comes_back_from_a_spike():
+    model, optimizer, loader = learner()
+    places = np.arange(40)
+    values = 3 - 2 / (1 + np.exp(-(places - 18) / 2.0))  # falls around step 18
+    values[0] += 0.5                                     # a bad first batch
+    values[33], values[34:] = 3.6, 1.2                   # a spike, not yet a divergence
+    result = lr_range_test(model, optimizer, loader, steps=40, loss_fn=losses_of(values))
+    assert len(result.frame) == 40
+    assert abs(int(np.argmin(np.abs(result.frame.factor - result.suggestion))) - 18) <= 2
+
+
+def test_where_the_loss_never_falls_nothing_is_suggested():
+    model, optimizer, loader = learner()
+    result = lr_range_test(model, optimizer, loader, steps=20, loss_fn=losses_of(np.linspace(1, 2, 20)))
+    assert math.isnan(result.suggestion)
+
+
 def test_the_whole_range_is_run_where_nothing_diverges():
     model, optimizer, loader = learner()
     result = lr_range_test(model, optimizer, loader, steps=15, low=1e-4, high=1e-3)
     assert len(result.frame) == 15
     assert result.frame.factor.iloc[-1] == pytest.approx(1e-3)
-    assert 1e-4 <= result.suggestion <= 1e-3
+    assert not (result.suggestion < 1e-4 or result.suggestion > 1e-3)  # with rates so low there may be none
 
 
 def test_a_loss_that_is_never_finite_is_an_error_and_not_a_suggestion():
