@@ -132,8 +132,8 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
     All groups grow together, so the ratios between them stay (Smith, 2017, has one rate). With ``sweep``, the name of a
     layer group or a pattern, only those groups move and the others stand still, at a rate of 0. The test stops when the
     smoothed loss exceeds ``diverged`` times its lowest or is not finite. The suggestion is the factor at which the loss
-    falls fastest, by a line through several neighbouring steps; not a number if it never falls. Model, optimizer and random numbers are afterwards what they were. ``loss_fn`` and
-    ``autocast`` are as in ``fit``.
+    falls fastest, by a line through several neighbouring steps; not a number if it never falls. Model, optimizer and
+    random numbers are afterwards what they were. ``loss_fn`` and ``autocast`` are as in ``fit``.
 
     Raises:
         ValueError: fewer than 10 steps, ``low`` not below ``high``, a ``sweep`` that fits no group, a loss that is not
