@@ -28,11 +28,15 @@ def assigned(values: Mapping[str, Value], names: Sequence[str]) -> dict[str, Val
     A name itself goes before any pattern; of several patterns that match, the last one wins.
 
     Raises:
-        ValueError: a pattern that matches nothing.
+        ValueError: a pattern that matches nothing, or one whose every match a later pattern takes away.
     """
-    found = {name: value for pattern, value in values.items() for name in matching(pattern, names)}
-    found |= {name: value for name, value in values.items() if name in names}
-    return {name: found[name] for name in names if name in found}
+    winner = {name: pattern for pattern in values for name in matching(pattern, names)}
+    for pattern in values:
+        if pattern not in names and pattern not in winner.values():
+            raise ValueError(f"{pattern!r} decides nothing, because a later pattern takes all that it fits; of several "
+                             "patterns the last one wins, so put the general one, such as '*', first")
+    winner |= {name: name for name in values if name in names}
+    return {name: values[winner[name]] for name in names if name in winner}
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:

@@ -152,7 +152,7 @@ def plot_comparison(frame: pd.DataFrame, axes: Axes | None = None, *, value: str
     axes.set(yticks=range(len(strategies)), yticklabels=strategies, xlabel=label)
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
-    axes.legend(fontsize=8, loc="best")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return axes
 
 

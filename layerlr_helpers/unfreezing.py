@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # the common base of all kinds, SyncBatchNorm and InstanceNorm too
 
 from layerlr_helpers.layers import LayerGroup
-from layerlr_helpers.naming import assigned, listed
+from layerlr_helpers.naming import assigned, listed, matching
 
 BATCH_NORM_MODES = ("freeze", "statistics", "train")
 
@@ -179,7 +179,7 @@ def _chosen(groups: Sequence[LayerGroup], patterns: Sequence[str]) -> set[str]:
     names = [group.name for group in groups]
     if not patterns:
         raise ValueError(f"name the groups, or give patterns such as 'layer*'; there are: {listed(names)}")
-    return set(assigned(dict.fromkeys(patterns), names))
+    return {name for pattern in patterns for name in matching(pattern, names)}
 
 
 def _check_mode(batch_norm: str) -> None:

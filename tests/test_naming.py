@@ -61,6 +61,11 @@ def test_a_long_list_keeps_its_ends_and_says_how_many_are_left_out():
 @given(st.dictionaries(st.sampled_from(["a", "b", "layer1", "layer2", "*", "layer*", "[ab]", "?"]), st.integers(), max_size=6))
 def test_assigned_gives_each_name_its_own_value_or_that_of_the_last_pattern_that_fits(values):
     names = ["layer2", "a", "layer1", "b"]
+    last = {name: [pattern for pattern in values if fnmatchcase(name, pattern)][-1:] for name in names}
+    if any([pattern] not in last.values() for pattern in values if pattern not in names):
+        with pytest.raises(ValueError, match="decides nothing"):
+            assigned(values, names)
+        return
     found = assigned(values, names)
     assert list(found) == [name for name in names if name in found]
     for name in names:
@@ -71,3 +76,10 @@ def test_assigned_gives_each_name_its_own_value_or_that_of_the_last_pattern_that
             assert found[name] == fitting[-1]
         else:
             assert name not in found
+
+
+def test_a_pattern_that_a_later_one_covers_is_an_error_and_not_ignored():
+    with pytest.raises(ValueError, match=r"'layer\[34\]' decides nothing, because a later pattern takes all that it fits"):
+        assigned({"head": 0, "layer[34]": 3, "*": 8}, NAMES)
+    assert assigned({"*": 8, "layer[34]": 3, "head": 0}, NAMES) == {"stem": 8, "layer1": 8, "layer2": 8, "layer3": 3,
+                                                                    "layer4": 3, "head": 0}
