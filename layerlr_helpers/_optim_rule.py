@@ -59,10 +59,17 @@ def ratios(batches: list[Batch], seen: list[list[tuple]], across):
     seen = across.tensors(batches, seen)
     summed = [[layer_sums(batch, layer, sums) for layer in batch.layers] for batch, sums in zip(batches, seen, strict=True)]
     for batch, layers in zip(batches, across.layers(batches, summed), strict=True):
-        for layer, (size, square, entries) in zip(batch.layers, layers, strict=True):
+        for layer, sums in zip(batch.layers, layers, strict=True):
             if layer:
-                scale = None if square is None else (square / entries).sqrt() + batch.group["eps"]
-                yield batch, layer, size / entries if scale is None else size / entries / scale, scale
+                yield batch, layer, *ratio_of(batch, *sums)
+
+
+def ratio_of(batch: Batch, size: Tensor, square: Tensor | None, entries: int) -> tuple[Tensor, Tensor | None]:
+    """The ratio of a layer from its sums; for "layernorm" also sqrt(mean v) + eps."""
+    if square is None:
+        return size / entries, None
+    scale = (square / entries).sqrt() + batch.group["eps"]
+    return size / entries / scale, scale
 
 
 def layer_sums(batch: Batch, layer: list[int], seen: list[tuple]) -> tuple[Tensor, Tensor | None, int]:
