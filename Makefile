@@ -34,6 +34,7 @@ notebooks: $(VENV)/ready
 bench: $(VENV)/ready
 	$(RUN) benchmarks/overhead.py
 	$(RUN) benchmarks/freezing.py
+	$(RUN) benchmarks/optimizers.py
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
