@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.optim.optimizer import _get_value
 
 from layerlr_helpers._optim_processes import ALONE
-from layerlr_helpers._optim_rule import Batch, corrections, exact, layer_sums, move, observe, ratio_of, ratios, scalar
+from layerlr_helpers._optim_rule import Batch, corrections, exact, move, observe, ratios, scalar, weight
 
-BLOCK = 2**17  # entries: a few blocks of single precision fit into a core's second-level cache
+BLOCK = 2**19  # entries: a block to work in has 2 MiB in single precision and stays in the cache
 
 # --- block by block ---------------------------------------------------------------------------------------------------
 # A step has to go over the weights twice, since a layer's ratio is known only after all of its entries have been seen.
@@ -24,15 +24,10 @@ def fused(batches: list[Batch], across, grad_scale: Tensor | None = None, found_
     for batch in batches if grad_scale is not None else ():
         torch._foreach_div_(batch.grads, grad_scale)
     scratch: dict = {}
-    if across is not ALONE:
-        seen = [[_observe_blocks(batch, i, scratch) for i in range(len(batch.params))] for batch in batches]
-        for batch, layer, ratio, scale in ratios(batches, seen, across):
-            _move_blocks(batch, layer, ratio, scale, scratch)
-        return
-    for batch in batches:
-        for layer in filter(None, batch.layers):  # one after the other: then more of it is still in the cache
-            seen = {i: _observe_blocks(batch, i, scratch) for i in layer}
-            _move_blocks(batch, layer, *ratio_of(batch, *layer_sums(batch, layer, seen)), scratch)
+    seen = [[_observe_blocks(batch, i, scratch) for i in range(len(batch.params))] for batch in batches]
+    for batch, (rates, scales) in zip(batches, _rates(batches, seen, across), strict=True):
+        for i, (rate, scale) in enumerate(zip(rates, scales, strict=True)):
+            _move_blocks(batch, i, rate, scale, scratch)
 
 
 def _observe_blocks(batch: Batch, i: int, scratch: dict) -> tuple[Tensor, Tensor | None]:
@@ -41,69 +36,114 @@ def _observe_blocks(batch: Batch, i: int, scratch: dict) -> tuple[Tensor, Tensor
     if not _is_flat(batch, i):
         return observe(batch, i)
     group, sizes, squares = batch.group, [], []
-    beta1, beta2 = (float(beta) for beta in group["betas"])
+    beta1, beta2 = group["betas"]
     batch.steps[i] += 1
     if group["direction"] == "layernorm":
         for g_block, m_block in _blocks(g, m):
             m_block.mul_(beta1).add_(g_block, alpha=beta1 - 1 if group["maximize"] else 1 - beta1)
-            sizes.append(exact(torch.abs(m_block, out=_like(scratch, m_block))).sum())
-            squares.append(torch.dot(exact(g_block), exact(g_block)))
+            sizes.append(torch.abs(m_block, out=_like(scratch, m_block)).sum())
+            squares.append(torch.dot(g_block, g_block))
         return _sum(sizes) / _corrections(batch, i)[0], _sum(squares)
     for g_block, m_block, v_block in _blocks(g, m, v):
         normalised = _like(scratch, g_block).zero_()
         torch._fused_adam_([normalised], [g_block], [m_block], [v_block], [], [batch.steps[i]], lr=1.0, beta1=beta1,
                            beta2=beta2, weight_decay=0.0, eps=group["eps"], amsgrad=False, maximize=group["maximize"])
-        sizes.append(exact(normalised.abs_()).sum())  # several times faster than a norm of order 1
+        sizes.append(normalised.abs_().sum())  # several times faster than a norm of order 1
     return _sum(sizes), None
 
 
-def _move_blocks(batch: Batch, layer: list[int], ratio: Tensor, scale: Tensor | None, scratch: dict) -> None:
-    """What ``move`` does, block by block."""
-    if not all(_is_flat(batch, i) and batch.params[i].dtype.itemsize > 2 for i in layer):
-        move(batch, layer, ratio, scale)
+def _move_blocks(batch: Batch, i: int, rate: Tensor, scale: Tensor | None, scratch: dict) -> None:
+    """What ``move`` does with one tensor, block by block."""
+    if not _is_flat(batch, i):
+        move(batch, [i], rate, scale)
         return
-    group, lr = batch.group, scalar(batch.group["lr"])
-    rate = lr * ratio.clamp(*group["ratio_range"])
-    for i in layer:
-        p, m, v = batch.params[i], batch.exp_avgs[i], batch.exp_avg_sqs[i]
-        first, second = _corrections(batch, i)
-        by_entry = [v] if group["direction"] == "adam" else []
-        step = rate * (second / first if by_entry else 1 / first)
-        step = step if scale is None else step / scale
-        for p_block, m_block, *v_block in _blocks(p, m, *by_entry):
-            if group["weight_decay"]:
-                p_block.mul_(1 - lr * group["weight_decay"])
-            if v_block:
-                size = torch.sqrt(v_block[0], out=_like(scratch, p_block)).add_(group["eps"] * second)
-                m_block = torch.div(m_block, size, out=size)
-            p_block.addcmul_(m_block, step, value=-1)
-        batch.rates[i].copy_(rate)
+    group, (first, second) = batch.group, _corrections(batch, i)
+    shrink = 1 - scalar(group["lr"]) * group["weight_decay"] if group["weight_decay"] else None
+    if group["direction"] != "adam":
+        step = rate / first if scale is None else rate / (first * scale)
+        for p, m in _blocks(batch.params[i], batch.exp_avgs[i]):
+            (p if shrink is None else p.mul_(shrink)).addcmul_(m, step, value=-1)
+        return
+    step = rate * (second / first)
+    for p, m, v in _blocks(batch.params[i], batch.exp_avgs[i], batch.exp_avg_sqs[i]):
+        size = torch.sqrt(v, out=_like(scratch, v)).add_(group["eps"] * second)
+        (p if shrink is None else p.mul_(shrink)).addcmul_(torch.div(m, size, out=size), step, value=-1)
 
 
 def _is_flat(batch: Batch, i: int) -> bool:
-    """Whether a tensor and its state can be cut into blocks as they lie in memory."""
-    tensors = (batch.params[i], batch.grads[i], batch.exp_avgs[i])
-    return all(t.is_contiguous() for t in tensors) and batch.grads[i].dtype == batch.params[i].dtype
+    """Whether a tensor and its state can be cut into blocks as they lie in memory, and need no second precision."""
+    p, g = batch.params[i], batch.grads[i]
+    return (p.is_contiguous() and g.is_contiguous() and batch.exp_avgs[i].is_contiguous() and p.dtype == g.dtype
+            and p.dtype.itemsize > 2 and not isinstance(batch.group["betas"][0], Tensor))
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same entries of all tensors, a block of them at a time."""
     flat = [t.view(-1) for t in tensors]
-    if tensors[0].numel() <= BLOCK:
-        yield tuple(flat)
-    else:
-        yield from zip(*(t.split(BLOCK) for t in flat), strict=True)
+    return iter([flat]) if flat[0].numel() <= BLOCK else zip(*(t.split(BLOCK) for t in flat), strict=True)
+
+
+def _like(scratch: dict, block: Tensor) -> Tensor:
+    """A block to work in, the same memory each time."""
+    kept = scratch.get(block.dtype)
+    if kept is None:
+        kept = scratch[block.dtype] = torch.empty(BLOCK, dtype=block.dtype, device=block.device)
+    return kept[:block.numel()]
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
-def _like(scratch: dict, block: Tensor) -> Tensor:
-    """A block to work in, the same memory each time."""
-    if block.dtype not in scratch:
-        scratch[block.dtype] = torch.empty(BLOCK, dtype=block.dtype, device=block.device)
-    return scratch[block.dtype][:block.numel()]
+# --- the rates of all tensors -----------------------------------------------------------------------------------------
+
+def _rates(batches: list[Batch], seen: list[list[tuple]], across) -> Iterator[tuple[list[Tensor], list[Tensor | None]]]:
+    """For each batch the rate of every tensor, which is also noted, and its scale, in a few calls for all of them."""
+    if across is ALONE:
+        found = [_ratios_together(batch, sums) for batch, sums in zip(batches, seen, strict=True)]
+    else:
+        found = [([None] * len(batch.params), [None] * len(batch.params)) for batch in batches]
+        place = {id(batch): each for batch, each in zip(batches, found, strict=True)}
+        for batch, layer, ratio, scale in ratios(batches, seen, across):
+            for i in layer:
+                place[id(batch)][0][i], place[id(batch)][1][i] = ratio, scale
+    for batch, (each, scales) in zip(batches, found, strict=True):
+        yield _noted(batch, each), scales
+
+
+def _noted(batch: Batch, each: list[Tensor]) -> list[Tensor]:
+    if not each:
+        return []
+    device = each[0].device
+    rates = scalar(batch.group["lr"]) * torch.stack([ratio.to(device) for ratio in each]).clamp(*batch.group["ratio_range"])
+    rates = list(rates.unbind())
+    torch._foreach_copy_(batch.rates, rates)
+    return rates
+
+
+def _ratios_together(batch: Batch, seen: list[tuple]) -> tuple[list[Tensor], list[Tensor | None]]:
+    """What ``ratios`` gives for one group that is whole in this process: a ratio and a scale for each tensor."""
+    n = len(batch.params)
+    if not n:
+        return [], []
+    size = torch.stack([size for size, _ in seen])
+    entries = torch.tensor(batch.entries, dtype=size.dtype, device=size.device)
+    together = batch.group["pool"] == "group"
+    square = None
+    if batch.group["direction"] == "layernorm":
+        v = batch.exp_avg_sqs
+        means = (torch.stack([square for _, square in seen]) / entries).unbind()
+        for running, mean in zip(v, means, strict=True):
+            running.lerp_(mean.to(running.dtype), weight(batch.group, 1, running))
+        seconds = [_corrections(batch, i)[1] for i in range(n)]
+        square = torch.stack([running / second**2 for running, second in zip(v, seconds, strict=True)]) * entries
+    if together:
+        size, entries, square = size.sum(), entries.sum(), square.sum() if square is not None else None
+    ratio = size / entries
+    if square is None:
+        return list(ratio.expand(n).unbind()), [None] * n
+    scale = (square / entries).sqrt() + batch.group["eps"]
+    return list((ratio / scale).expand(n).unbind()), list(scale.expand(n).unbind())
 
 
 # --- many tensors at once ---------------------------------------------------------------------------------------------
@@ -112,15 +152,8 @@ def multi_tensor(batches: list[Batch], across) -> None:
     """Step the parameters with few calls for each group, as torch's ``foreach`` optimizers do."""
     for part in [batches] if across is not ALONE else [[batch] for batch in batches]:  # one by one, to hold less at a time
         seen, kept = zip(*(_observe_together(batch) for batch in part), strict=True) if part else ((), ())
-        steps = [[None] * len(batch.params) for batch in part]
-        where = {id(batch): number for number, batch in enumerate(part)}
-        for batch, layer, ratio, scale in ratios(part, list(seen), across):
-            rate = scalar(batch.group["lr"]) * ratio.clamp(*batch.group["ratio_range"])
-            for i in layer:
-                batch.rates[i].copy_(rate)
-                steps[where[id(batch)]][i] = rate if scale is None else rate / scale
-        for batch, step, normalised in zip(part, steps, kept, strict=True):
-            _move_together(batch, step, normalised)
+        for batch, normalised, (rates, scales) in zip(part, kept, _rates(part, list(seen), across), strict=True):
+            _move_together(batch, rates, scales, normalised)
 
 
 def _observe_together(batch: Batch) -> tuple[list[tuple], list[Tensor]]:
@@ -157,16 +190,17 @@ def _observe_together(batch: Batch) -> tuple[list[tuple], list[Tensor]]:
     return seen, kept
 
 
-def _move_together(batch: Batch, steps: list[Tensor], normalised: list[Tensor]) -> None:
+def _move_together(batch: Batch, rates: list[Tensor], scales: list[Tensor | None], normalised: list[Tensor]) -> None:
     """What ``move`` does for all tensors of a group."""
     for chosen in _alike(batch):
         p = [batch.params[i] for i in chosen]
-        sizes = [(steps[i] / _corrections(batch, i)[0]).to(batch.params[i].dtype) for i in chosen]
+        steps = [rates[i] / _corrections(batch, i)[0] for i in chosen]
+        steps = [(step if scales[i] is None else step / scales[i]).to(p[0]) for step, i in zip(steps, chosen, strict=True)]
         if batch.group["direction"] == "adam":
             d = [normalised[i] for i in chosen]
-            torch._foreach_mul_(d, sizes)
+            torch._foreach_mul_(d, steps)
         else:
-            d = torch._foreach_mul([batch.exp_avgs[i] for i in chosen], sizes)
+            d = torch._foreach_mul([batch.exp_avgs[i] for i in chosen], steps)
         if batch.group["weight_decay"]:
             torch._foreach_mul_(p, 1 - scalar(batch.group["lr"]) * batch.group["weight_decay"])
         torch._foreach_sub_(p, d)

@@ -38,7 +38,10 @@ def single_tensor(batches: list[Batch], across) -> None:
     """Step the parameters; ``across`` adds up what several processes hold of a layer."""
     seen = [[observe(batch, i) for i in range(len(batch.params))] for batch in batches]
     for batch, layer, ratio, scale in ratios(batches, seen, across):
-        move(batch, layer, ratio, scale)
+        rate = scalar(batch.group["lr"]) * ratio.clamp(*batch.group["ratio_range"])
+        for i in layer:
+            batch.rates[i].copy_(rate)
+        move(batch, layer, rate, scale)
 
 
 def observe(batch: Batch, i: int) -> tuple[Tensor, Tensor | None]:
@@ -84,17 +87,15 @@ def layer_sums(batch: Batch, layer: list[int], seen: list[tuple]) -> tuple[Tenso
     return size, sum(squares), entries
 
 
-def move(batch: Batch, layer: list[int], ratio: Tensor, scale: Tensor | None) -> None:
-    """Step the tensors of a layer by its ratio."""
-    group, lr = batch.group, scalar(batch.group["lr"])
-    rate = lr * ratio.clamp(*group["ratio_range"])
+def move(batch: Batch, layer: list[int], rate: Tensor, scale: Tensor | None) -> None:
+    """Step the tensors of a layer by its rate, lr · k."""
+    group = batch.group
     for i in layer:
         first, second = corrections(group, batch.steps[i])
         d = exact(batch.exp_avgs[i]) / first
         if group["direction"] != "momentum":
             d = d / (scale if scale is not None else exact(batch.exp_avg_sqs[i]).sqrt() / second + group["eps"])
-        batch.params[i].mul_(1 - lr * group["weight_decay"]).sub_(rate * d)
-        batch.rates[i].copy_(rate)
+        batch.params[i].mul_(1 - scalar(group["lr"]) * group["weight_decay"]).sub_(rate * d)
 
 
 def corrections(group: dict, step: Tensor) -> tuple[Tensor, Tensor]:

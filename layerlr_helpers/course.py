@@ -88,7 +88,7 @@ def _execute(notebook, folder: Path, title: str, timeout: int) -> str | None:
     started = []
     with tqdm(total=len(code), desc=title, unit="cell", disable=False) as bar:
         client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False,
-                                store_widget_state=False,
+                                store_widget_state=False, extra_arguments=["--log-level=ERROR"],  # no advice amid the bars
                                 resources={"metadata": {"path": str(folder)}},
                                 on_cell_execute=lambda cell, cell_index: started.append(cell),
                                 on_cell_executed=lambda cell, cell_index, execute_reply: bar.update())
