@@ -4,9 +4,9 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,19 +19,24 @@ from layerlr_helpers.naming import matching
 from layerlr_helpers.param_groups import named
 from layerlr_helpers.tracing import preserved, tensors_in
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def snapshot(groups: Sequence[LayerGroup]) -> dict[str, Tensor]:
     """A copy of every parameter of the groups, by name: something to measure movement from."""
     return {name: p.detach().clone() for group in groups for name, p in group.params.items()}
 
 
-def layer_statistics(groups: Sequence[LayerGroup], before: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
+def layer_statistics(groups: Sequence[LayerGroup], before: Mapping[str, Tensor] | None = None) -> "pd.DataFrame":
     """One row a group: depth, parameters, ``weight_norm``, ``grad_norm``, ``relative_gradient``, ``moved``.
 
     ``relative_gradient`` is the gradient's norm over the weights' (Auto-RGN, Lee et al., 2023), not a number where there is
     no gradient. ``moved`` is the distance from ``before`` (a :func:`snapshot`) over the norm of ``before``; it is
     there only if ``before`` was given. All norms are Euclidean over all tensors of the group.
     """
+    import pandas as pd  # here: slow to import
+
     rows = []
     for depth, group in enumerate(groups):
         weight = _norm(group.params.values())
@@ -87,7 +92,7 @@ def _channels(output: Tensor) -> Tensor:
     return output.flatten(2).mean(2) if output.ndim > 3 else output
 
 
-def probe_layers(features: Mapping[str, np.ndarray], targets: Mapping[str, Tensor], *, seed: int = 0) -> pd.DataFrame:
+def probe_layers(features: Mapping[str, np.ndarray], targets: Mapping[str, Tensor], *, seed: int = 0) -> "pd.DataFrame":
     """How well a linear classifier can read each target off each layer (Alain and Bengio, 2017).
 
     Args:
@@ -98,7 +103,8 @@ def probe_layers(features: Mapping[str, np.ndarray], targets: Mapping[str, Tenso
 
     Returns one row a layer and target: ``layer, target, accuracy, standard_error, chance`` (the commonest class).
     """
-    from sklearn.linear_model import LogisticRegression  # here: slow to import
+    import pandas as pd  # here: slow to import
+    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import train_test_split
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -120,7 +126,7 @@ def probe_layers(features: Mapping[str, np.ndarray], targets: Mapping[str, Tenso
 class RangeTest:
     """The result of :func:`lr_range_test`: a frame with ``factor``, ``loss``, ``smooth_loss``, and the suggestion."""
 
-    frame: pd.DataFrame
+    frame: "pd.DataFrame"
     suggestion: float
 
 
@@ -139,6 +145,8 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
         ValueError: fewer than 10 steps, ``low`` not below ``high``, a ``sweep`` that fits no group, a loss that is not
             finite from the start, or a loader without a batch.
     """
+    import pandas as pd  # here: slow to import
+
     if steps < 10 or not 0 < low < high:
         raise ValueError(f"need at least 10 steps and 0 < low < high, not steps={steps}, low={low}, high={high}")
     layers = [group.get("layer", name) for name, group in named(optimizer).items()]
@@ -164,7 +172,7 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
     return RangeTest(frame, _steepest_fall(steady))
 
 
-def _steepest_fall(frame: pd.DataFrame, window: int = 9) -> float:
+def _steepest_fall(frame: "pd.DataFrame", window: int = 9) -> float:
     """The factor in the middle of the window in which a line through the losses falls most steeply."""
     falling = frame.iloc[:int(np.argmin(frame.smooth_loss)) + 1]  # later falls are only the way back from a spike
     window = min(window, len(falling))

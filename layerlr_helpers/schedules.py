@@ -9,14 +9,17 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from layerlr_helpers.param_groups import named, trainable
 from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
@@ -117,7 +120,7 @@ def one_cycle(optimizer: Optimizer, total_steps: int, **torch_kwargs) -> OneCycl
 
 
 def preview(groups: Optimizer | Sequence[dict], schedule: Callable[[Optimizer], LRScheduler] | None, total_steps: int, *,
-            plan: UnfreezePlan | ProgressiveUnfreezing | None = None) -> pd.DataFrame:
+            plan: UnfreezePlan | ProgressiveUnfreezing | None = None) -> "pd.DataFrame":
     """The learning rate of every group (columns) at every step (rows), found by rehearsing the schedule on a stand-in.
 
     Args:
@@ -130,6 +133,8 @@ def preview(groups: Optimizer | Sequence[dict], schedule: Callable[[Optimizer], 
     Raises:
         ValueError: no steps, a plan that names a group that is not there, or a schedule that follows the loss.
     """
+    import pandas as pd  # here: slow to import
+
     _check_steps(total_steps)
     real = named(groups)
     thawed = _thawed(real, plan)

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from tqdm.auto import tqdm
 from layerlr_helpers import checkpoints
 from layerlr_helpers.param_groups import current_rates
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 @dataclass
 class History:
@@ -30,12 +33,14 @@ class History:
 
     rows: list[dict] = field(default_factory=list)
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """One row a step: ``step, epoch, loss, accuracy``, ``lr/NAME`` of every group (0 while it is frozen).
 
         ``val_loss`` and ``val_accuracy`` stand on the last step of each epoch, if there was a validation loader.
         Loss and accuracy are those of the step's own batch, before its update.
         """
+        import pandas as pd  # here: slow to import
+
         return pd.DataFrame([{**{name: value for name, value in row.items() if name != "lr"},
                               **{f"lr/{name}": lr for name, lr in row["lr"].items()}} for row in self.rows])
 

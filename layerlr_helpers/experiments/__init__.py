@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -18,6 +18,9 @@ from layerlr_helpers.param_groups import Rates, param_groups
 from layerlr_helpers.schedules import one_cycle
 from layerlr_helpers.training import evaluate, fast_autocast, fit, progress_bar
 from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Task:
 
 
 def compare(strategies: Sequence[Strategy], task: Task, *, seeds: Iterable[int], split: str = "test",
-            progress: bool = True) -> pd.DataFrame:
+            progress: bool = True) -> "pd.DataFrame":
     """Run every strategy on every seed; one row a run: strategy, seed, accuracy, loss, steps, seconds.
 
     Runs with the same seed are paired: the same split, the same new head, the same order of batches. Choose rates
@@ -75,6 +78,8 @@ def compare(strategies: Sequence[Strategy], task: Task, *, seeds: Iterable[int],
     Raises:
         ValueError: no strategy or no seed, two strategies of one name, or an unknown split.
     """
+    import pandas as pd  # here: slow to import
+
     names = [strategy.name for strategy in strategies]
     if len(set(names)) < len(names):
         raise ValueError(f"strategies need different names, got {names}")
