@@ -156,6 +156,19 @@ def plot_comparison(frame: pd.DataFrame, axes: Axes | None = None, *, value: str
     return axes
 
 
+def plot_intervals(table: pd.DataFrame, baseline: str, axes: Axes | None = None) -> Axes:
+    """The differences of ``studies.paired_intervals`` with their intervals, and a line at the baseline."""
+    rows = table.drop(index=baseline)
+    axes = _axes(axes, 7, 0.35 * len(rows) + 1.2)
+    axes.errorbar(rows["difference"], rows.index, xerr=[rows["difference"] - rows["low"], rows["high"] - rows["difference"]],
+                  fmt="o", color="tab:blue", capsize=3)
+    axes.axvline(0, color="black", lw=1)
+    axes.set(xlabel=f"accuracy minus that of {baseline} on the same seeds (points)")
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3, axis="x")
+    return axes
+
+
 def plot_heatmap(table: pd.DataFrame, axes: Axes | None = None, *, label: str = "accuracy (%)") -> Axes:
     """A table of numbers as coloured cells with the numbers, rounded to whole ones, in them; missing ones stay empty."""
     axes = _axes(axes, 1.1 * table.shape[1] + 2, 0.5 * table.shape[0] + 1.3)

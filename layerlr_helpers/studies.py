@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -52,6 +53,28 @@ def winners(rows: pd.DataFrame) -> dict[str, str]:
     best_first = searched.reset_index().sort_values(["accuracy", "loss"], ascending=[False, True])
     chosen = best_first.drop_duplicates("strategy").set_index("strategy")["rates"]
     return {name: chosen[name] for name in rows["strategy"].unique()}
+
+
+def paired_intervals(rows: pd.DataFrame, baseline: str, *, seed: int = 0, draws: int = 10_000) -> pd.DataFrame:
+    """Each strategy's test accuracy and its difference to ``baseline`` on the same seeds, with a bootstrap interval.
+
+    One row a strategy, in percent and points: ``mean``, ``difference``, ``low`` and ``high`` (the 2.5 and 97.5 percentiles of
+    the mean difference when the seeds are drawn anew with replacement; Efron, 1979), ``seeds``.
+
+    Raises:
+        ValueError: the baseline was not tested.
+    """
+    tested = 100 * rows[rows["split"] == "test"].pivot(index="seed", columns="strategy", values="accuracy")
+    if baseline not in tested:
+        raise ValueError(f"no strategy {baseline!r} was tested, only {', '.join(tested)}")
+    found = {}
+    for name in [name for name in rows["strategy"].unique() if name in tested]:
+        pairs = tested[[name, baseline]].dropna()
+        gaps = (pairs[name] - pairs[baseline]).to_numpy() if name != baseline else np.zeros(len(pairs))
+        means = gaps[np.random.default_rng(seed).integers(len(gaps), size=(draws, len(gaps)))].mean(1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        found[name] = {"mean": tested[name].mean(), "difference": gaps.mean(), "low": low, "high": high, "seeds": len(gaps)}
+    return pd.DataFrame(found).T.astype({"seeds": int}).rename_axis("strategy")
 
 
 def _make(wanted: list[tuple], task: Task, try_of: Mapping, path: str | Path, title: str, progress: bool) -> None:

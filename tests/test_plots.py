@@ -25,6 +25,7 @@ RUNS = pd.DataFrame({"strategy": ["b", "a", "b", "a"], "seed": [0, 0, 1, 1], "ac
 BY_LAYER = pd.DataFrame({"group": ["stem", "layer1", "head"], "moved": [0.01, 0.1, 1.0]})
 RANGE = RangeTest(pd.DataFrame({"factor": [0.01, 0.1, 1.0, 10.0], "loss": [2.3, 2.2, 1.5, 6.0],
                                 "smooth_loss": [2.3, 2.25, 1.9, 4.0]}), suggestion=1.0)
+GAPS = pd.DataFrame({"difference": [1.0, 0.0], "low": [-0.5, 0.0], "high": [2.0, 0.0]}, index=["b", "a"])
 TABLE = pd.DataFrame([[10.0, 90.0], [float("nan"), 50.0]], index=["stem", "head"], columns=["blurred", "permuted"])
 
 DRAWN = {  # every function that draws into Axes
@@ -34,6 +35,7 @@ DRAWN = {  # every function that draws into Axes
     "by layer": lambda axes=None: plots.plot_by_layer(BY_LAYER, "moved", axes),
     "comparison": lambda axes=None: plots.plot_comparison(RUNS, axes),
     "range test": lambda axes=None: plots.plot_range_test(RANGE, axes),
+    "intervals": lambda axes=None: plots.plot_intervals(GAPS, "a", axes),
     "heatmap": lambda axes=None: plots.plot_heatmap(TABLE, axes),
 }
 
