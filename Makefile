@@ -20,7 +20,7 @@ help:
 	@echo "make lint       check style"
 
 lab: $(VENV)/ready
-	$(RUN) -m jupyter lab notebooks/01_layer_lr_theory.ipynb
+	$(RUN) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_layer_lr_theory.ipynb
 
 test: $(VENV)/ready
 	$(QUIET) $(RUN) -m pytest --nbmake --nbmake-timeout=900 --durations=10 tests notebooks

@@ -53,7 +53,7 @@ class _Parts:
         shared = [number for number, batch in enumerate(batches) if batch.group["pool"] == "group"]
         if not shared:
             return summed
-        rows = [[torch.as_tensor(value or 0, dtype=torch.float64, device=self.zero._default_device)
+        rows = [[torch.as_tensor(0 if value is None else value, dtype=torch.float64, device=self.zero._default_device)
                  for value in summed[number][0]] for number in shared]
         sums = torch.stack([torch.stack(row) for row in rows])
         distributed.all_reduce(sums, group=self.zero.process_group)

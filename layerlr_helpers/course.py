@@ -87,7 +87,7 @@ def _execute(notebook, folder: Path, title: str, timeout: int) -> str | None:
         cell.outputs, cell.execution_count = [], None  # what an earlier run left must not pass for this one's
     started = []
     with tqdm(total=len(code), desc=title, unit="cell", disable=False) as bar:
-        client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False,
+        client = NotebookClient(notebook, timeout=timeout, iopub_timeout=60, kernel_name="python3", record_timing=False,
                                 store_widget_state=False, extra_arguments=["--log-level=ERROR"],  # no advice amid the bars
                                 resources={"metadata": {"path": str(folder)}},
                                 on_cell_execute=lambda cell, cell_index: started.append(cell),
