@@ -96,6 +96,8 @@ class LayerAdaptiveLR(Optimizer):
     def _step(self, batches: list[Batch]) -> None:
         zero = self._zero() if self._zero is not None else None
         chosen = [_implementation(batch) for batch in batches]
+        if zero is not None:  # one for all groups, so that every process sums once, also one that has nothing of a group
+            chosen = [next((its for batch, its in zip(batches, chosen, strict=True) if batch.params), "single")] * len(batches)
         for name in dict.fromkeys(chosen):
             mine = [batch for batch, its in zip(batches, chosen, strict=True) if its == name]
             if name == "fused":
