@@ -6,7 +6,9 @@ pages and ends with a table. A notebook that breaks is reported with its cell an
 
 import argparse
 import base64
+import copy
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from time import perf_counter
 
 import nbformat
 import pandas as pd
+from latex2mathml.converter import convert
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
@@ -29,6 +32,10 @@ PAGE = """
 {{- super() | replace("<img ", '<img alt="' ~ (alt | escape_html) ~ '" ', 1) if alt else super() -}}
 {%- endblock data_png -%}
 """
+
+
+CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)  # in which a dollar is a dollar
+FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: st
     seconds = perf_counter() - start
     output.mkdir(parents=True, exist_ok=True)
     _write(output / path.name, nbformat.writes(notebook) + "\n")
-    _write(output / f"{path.stem}.html", HTMLExporter(raw_template=PAGE).from_notebook_node(notebook)[0])
+    _write(output / f"{path.stem}.html", HTMLExporter(raw_template=PAGE).from_notebook_node(_with_formulas(notebook))[0])
     if in_place and error is None:
         _write(path, nbformat.writes(notebook) + "\n")
         _write_picture(notebook, path.parent / "images" / f"{path.stem}.png")
@@ -100,6 +107,25 @@ def _execute(notebook, folder: Path, title: str, timeout: int) -> str | None:
             place = f"code cell {len(started)} of {len(code)}, which begins {started[-1].source[:60]!r}"
             return f"{place}:\n{strip_ansi(str(failure))}"
     return None
+
+
+def _with_formulas(notebook):
+    """A copy with its formulas as MathML, which a browser draws without a network; nbconvert's pages fetch a library for it."""
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _mathml(cell.source)
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                output.data["text/markdown"] = _mathml(output.data["text/markdown"])
+    return notebook
+
+
+def _mathml(text: str) -> str:
+    parts = CODE.split(text)
+    parts[::2] = [FORMULA.sub(lambda found: convert(found[1] or found[2], display="block" if found[1] else "inline"), part)
+                  for part in parts[::2]]
+    return "".join(parts)
 
 
 def _result(notebook) -> str:

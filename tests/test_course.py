@@ -17,7 +17,7 @@ def result(source):
 
 
 GOOD = notebook(
-    new_markdown_cell("# Good"),
+    new_markdown_cell("# Good\n\nA ratio $k_1$ is no `$PATH` and no `a$b`.\n\n$$\\frac{a}{b}$$"),
     new_code_cell("from layerlr_helpers import plots\nfrom layerlr_helpers.training import progress_bar\n"
                   "import matplotlib.pyplot as plt"),
     new_code_cell("for _ in progress_bar(range(3)): pass\nprint('not the result')"),
@@ -86,6 +86,10 @@ def test_pages_are_written_of_all_that_ran(ran):
         "01_broken.html", "01_broken.ipynb", "03_good.html", "03_good.ipynb"]
     page = (pages / "03_good.html").read_text(encoding="utf-8")
     assert "answer: 42" in page
+    assert page.count("<math") == 2  # formulas without a network
+    assert "<mfrac><mrow><mi>a</mi></mrow><mrow><mi>b</mi></mrow></mfrac>" in page
+    assert "<code>$PATH</code>" in page
+    assert "k_1" not in page
     assert 'alt="a line that rises &amp; falls"' in page
     assert "the kettle is empty" in (pages / "01_broken.html").read_text(encoding="utf-8")
 
