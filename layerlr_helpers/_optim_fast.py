@@ -1,6 +1,6 @@
 """Faster ways to the numbers of ``_optim_rule``: block by block in the cache (CPU), and many tensors at once (GPU)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from layerlr_helpers._optim_processes import ALONE
 from layerlr_helpers._optim_rule import Batch, corrections, exact, move, observe, ratios, scalar, weight
 
 BLOCK = 2**19  # entries: a block to work in has 2 MiB in single precision and stays in the cache
+SMALL = 2**13  # entries: for smaller tensors the calls cost more than the numbers, so they go many to a call
 
 # --- block by block ---------------------------------------------------------------------------------------------------
 # A step has to go over the weights twice, since a layer's ratio is known only after all of its entries have been seen.
@@ -24,10 +25,17 @@ def fused(batches: list[Batch], across, grad_scale: Tensor | None = None, found_
     for batch in batches if grad_scale is not None else ():
         torch._foreach_div_(batch.grads, grad_scale)
     scratch: dict = {}
-    seen = [[_observe_blocks(batch, i, scratch) for i in range(len(batch.params))] for batch in batches]
-    for batch, (rates, scales) in zip(batches, _rates(batches, seen, across), strict=True):
-        for i, (rate, scale) in enumerate(zip(rates, scales, strict=True)):
-            _move_blocks(batch, i, rate, scale, scratch)
+    small = [[i for i, p in enumerate(batch.params) if p.numel() <= SMALL and _is_flat(batch, i)] for batch in batches]
+    large = [[i for i in range(len(batch.params)) if i not in few] for batch, few in zip(batches, map(set, small), strict=True)]
+    observed = [_observe_together(batch, few) for batch, few in zip(batches, small, strict=True)]
+    for batch, places, (seen, _) in zip(batches, large, observed, strict=True):
+        for i in places:
+            seen[i] = _observe_blocks(batch, i, scratch)
+    found = _rates(batches, [seen for seen, _ in observed], across)
+    for batch, few, many, (_, normalised), (rates, scales) in zip(batches, small, large, observed, found, strict=True):
+        _move_together(batch, few, rates, scales, normalised)
+        for i in many:
+            _move_blocks(batch, i, rates[i], scales[i], scratch)
 
 
 def _observe_blocks(batch: Batch, i: int, scratch: dict) -> tuple[Tensor, Tensor | None]:
@@ -151,23 +159,25 @@ def _ratios_together(batch: Batch, seen: list[tuple]) -> tuple[list[Tensor], lis
 def multi_tensor(batches: list[Batch], across) -> None:
     """Step the parameters with few calls for each group, as torch's ``foreach`` optimizers do."""
     for part in [batches] if across is not ALONE else [[batch] for batch in batches]:  # one by one, to hold less at a time
-        seen, kept = zip(*(_observe_together(batch) for batch in part), strict=True) if part else ((), ())
-        for batch, normalised, (rates, scales) in zip(part, kept, _rates(part, list(seen), across), strict=True):
-            _move_together(batch, rates, scales, normalised)
+        observed = [_observe_together(batch, range(len(batch.params))) for batch in part]
+        found = _rates(part, [seen for seen, _ in observed], across)
+        for batch, (_, normalised), (rates, scales) in zip(part, observed, found, strict=True):
+            _move_together(batch, range(len(batch.params)), rates, scales, normalised)
 
 
-def _observe_together(batch: Batch) -> tuple[list[tuple], list[Tensor]]:
-    """What ``observe`` does for all tensors of a group, and m / (sqrt(v) + eps), which "adam" moves by."""
+def _observe_together(batch: Batch, places: Sequence[int]) -> tuple[list[tuple], list[Tensor]]:
+    """What ``observe`` does, for the tensors at ``places``, and m / (sqrt(v) + eps), which "adam" moves by."""
     group = batch.group
     beta1, beta2 = group["betas"]
     seen: list = [None] * len(batch.params)
     kept: list = [None] * len(batch.params)
-    for chosen in _alike(batch):
+    for chosen in _alike(batch, places):
         def of(tensors, chosen=chosen):
             return [tensors[i] for i in chosen]
         grads, m = of(batch.grads), of(batch.exp_avgs)
         grads = torch._foreach_neg(grads) if group["maximize"] else grads
-        torch._foreach_add_(of(batch.steps), 1)
+        one = torch.ones((), device=batch.steps[chosen[0]].device)  # a plain number would be made a tensor for each step
+        torch._foreach_add_(of(batch.steps), one)
         torch._foreach_lerp_(m, grads, 1 - beta1)
         precise = exact(m[0]).dtype
         firsts, seconds = zip(*(_corrections(batch, i) for i in chosen), strict=True)
@@ -190,9 +200,10 @@ def _observe_together(batch: Batch) -> tuple[list[tuple], list[Tensor]]:
     return seen, kept
 
 
-def _move_together(batch: Batch, rates: list[Tensor], scales: list[Tensor | None], normalised: list[Tensor]) -> None:
-    """What ``move`` does for all tensors of a group."""
-    for chosen in _alike(batch):
+def _move_together(batch: Batch, places: Sequence[int], rates: list[Tensor], scales: list[Tensor | None],
+                   normalised: list[Tensor]) -> None:
+    """What ``move`` does, for the tensors at ``places``."""
+    for chosen in _alike(batch, places):
         p = [batch.params[i] for i in chosen]
         steps = [rates[i] / _corrections(batch, i)[0] for i in chosen]
         steps = [(step if scales[i] is None else step / scales[i]).to(p[0]) for step, i in zip(steps, chosen, strict=True)]
@@ -214,9 +225,9 @@ def _corrections(batch: Batch, i: int):
     return 1 - beta1**t, (1 - beta2**t) ** 0.5
 
 
-def _alike(batch: Batch) -> list[list[int]]:
-    """The places of the tensors, those of one device and type together."""
+def _alike(batch: Batch, places: Sequence[int]) -> list[list[int]]:
+    """The places, those of tensors of one device and type together."""
     found: dict = {}
-    for i, p in enumerate(batch.params):
-        found.setdefault((p.device, p.dtype, batch.grads[i].dtype), []).append(i)
+    for i in places:
+        found.setdefault((batch.params[i].device, batch.params[i].dtype, batch.grads[i].dtype), []).append(i)
     return list(found.values())

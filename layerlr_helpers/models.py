@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchvision.models import ResNet, ResNet18_Weights, resnet18
 
+from layerlr_helpers.layers import layer_groups
 from layerlr_helpers.scenes import GLYPHS
 
 CHECKPOINT = "resnet18_glyphs.pt"
@@ -42,6 +43,36 @@ def load_resnet18(weights: str | None = "glyphs", *, num_classes: int | None = N
     if num_classes is not None:
         model.fc = nn.Linear(model.fc.in_features, num_classes)
     return model.eval()
+
+
+def new_head(model: nn.Module, num_classes: int, example_input=None) -> nn.Module:
+    """Put a new, random classifier of ``num_classes`` outputs in place of the model's last one; returns the model.
+
+    What is replaced is the last ``nn.Linear`` or ``nn.Conv2d`` of the last layer group, found by one forward pass: ``fc`` of a
+    ResNet, ``classifier.6`` of a VGG, ``heads.head`` of a ViT. The new one is on the same device and of the same dtype.
+
+    Args:
+        example_input: what to call the model with, as in ``layer_groups``; None guesses from the first layer.
+
+    Raises:
+        ValueError: fewer than one class, or a last group with neither a linear layer nor a convolution.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    head = layer_groups(model, example_input)[-1]
+    found = [(f"{prefix}.{name}".strip("."), module) for prefix, part in head.modules.items()
+             for name, module in part.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    if not found:
+        raise ValueError(f"the last layer group {head.name!r} has neither an nn.Linear nor an nn.Conv2d to replace, only "
+                         f"{', '.join(head.modules) or 'parameters'}; replace the model's classifier by hand")
+    name, old = found[-1]
+    like = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, num_classes, **like)
+    else:
+        new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding, **like)
+    model.set_submodule(name, new)
+    return model
 
 
 def checkpoint_path() -> Path:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import DataLoader
-from torchvision.models import resnet18
+from torchvision.models import get_model, resnet18
 
-from layerlr_helpers import evaluate, load_resnet18, models, printed_glyphs
+from layerlr_helpers import evaluate, layer_groups, load_resnet18, models, new_head, printed_glyphs
 from layerlr_helpers.pretrain import UNSEEN_SEED
 from layerlr_helpers.scenes import GLYPHS
 
@@ -166,3 +167,37 @@ def test_a_damaged_file_in_the_cache_is_named(empty_home, fake_home, content):
         file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"(?s){IMAGENET_FILE} are damaged .*delete this file"):
         load_resnet18("imagenet")
+
+
+# A new head on any model
+
+@pytest.mark.parametrize(("name", "head"), [
+    ("resnet18", "fc"), ("vgg11", "classifier.6"), ("squeezenet1_1", "classifier.1"), ("densenet121", "classifier"),
+    ("mobilenet_v3_small", "classifier.3"), ("convnext_tiny", "classifier.2"), ("vit_b_16", "heads.head")])
+def test_only_the_classifier_is_replaced(name, head):
+    model = get_model(name).eval()
+    before = model.state_dict()
+    assert new_head(model, 7) is model
+    after = model.state_dict()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == [f"{head}.weight", f"{head}.bias"]
+    assert layer_groups(model)[-1].name == "head"
+    size = 224 if name.startswith("vit") else 64
+    assert model(torch.zeros(1, 3, size, size)).shape == (1, 7)
+
+
+def test_a_new_head_is_where_and_what_the_old_one_was():
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4, bias=False)
+    model = nn.Sequential(*layers).double()
+    new_head(model, 2, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    assert model[4].bias is None
+    assert model[4].weight.dtype == torch.float64
+
+
+def test_a_model_without_a_classifier_keeps_what_it_has():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Conv1d(4, 3, 1))
+    before = str(model)
+    with pytest.raises(ValueError, match="has neither an nn\\.Linear nor an nn\\.Conv2d to replace"):
+        new_head(model, 3, torch.zeros(2, 4, 8))
+    with pytest.raises(ValueError, match="num_classes must be at least 1, not 0"):
+        new_head(model, 0)
+    assert str(model) == before
