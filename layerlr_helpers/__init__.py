@@ -14,7 +14,14 @@ from layerlr_helpers.datasets import (
     printed_glyphs,
     shifted,
 )
-from layerlr_helpers.diagnostics import layer_features, layer_statistics, lr_range_test, probe_layers, snapshot
+from layerlr_helpers.diagnostics import (
+    layer_features,
+    layer_statistics,
+    lr_range_test,
+    probe_layers,
+    relative_gradient_rates,
+    snapshot,
+)
 from layerlr_helpers.experiments import Strategy, Task, compare
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18, new_head
@@ -37,7 +44,7 @@ __all__ = [
     "History", "ImageSet", "LayerAdaptiveLR", "LayerGroup", "PlateauUnfreezing", "ProgressiveUnfreezing", "Strategy",
     "Task", "UnfreezePlan", "cache_features", "compare", "current_rates", "describe", "evaluate", "few_shot_split", "fit",
     "freeze", "handwritten_digits", "head_and_backbone", "head_module", "image_folder", "layer_decay", "layer_features",
-    "layer_groups", "layer_statistics", "load_resnet18", "lr_range_test", "new_head", "one_cycle", "param_groups", "per_group",
-    "preview", "printed_glyphs", "probe_layers", "shifted", "slanted_triangular", "snapshot", "train_step", "unfreeze",
-    "uniform", "warmup_cosine",
+    "layer_groups", "layer_statistics", "load_resnet18", "lr_range_test", "new_head", "one_cycle", "param_groups",
+    "per_group", "preview", "printed_glyphs", "probe_layers", "relative_gradient_rates", "shifted", "slanted_triangular",
+    "snapshot", "train_step", "unfreeze", "uniform", "warmup_cosine",
 ]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from layerlr_helpers import training
 from layerlr_helpers.layers import LayerGroup
 from layerlr_helpers.naming import matching
-from layerlr_helpers.param_groups import named
+from layerlr_helpers.param_groups import Rates, named
 from layerlr_helpers.tracing import preserved, tensors_in
 
 if TYPE_CHECKING:
@@ -50,6 +50,23 @@ def layer_statistics(groups: Sequence[LayerGroup], before: Mapping[str, Tensor] 
             row["moved"] = distance / start if start else float("nan")
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def relative_gradient_rates(highest_lr: float) -> Rates:
+    """Each group's rate in proportion to its relative gradient norm, as it is now; the largest gets ``highest_lr``.
+
+    It reads the gradients of a backward pass that has been made, such as the first batch's.
+
+    Raises:
+        ValueError: a group has no gradient (says which).
+    """
+    def of(groups):
+        norms = layer_statistics(groups).set_index("group")["relative_gradient"]
+        if norms.isna().any():
+            raise ValueError(f"no gradient in {', '.join(norms.index[norms.isna()])}; call backward() on a batch's loss first")
+        return {name: highest_lr * norm / norms.max() for name, norm in norms.items()}
+
+    return of
 
 
 @torch.no_grad()

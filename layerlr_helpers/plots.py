@@ -157,7 +157,7 @@ def plot_comparison(frame: pd.DataFrame, axes: Axes | None = None, *, value: str
 
 
 def plot_intervals(table: pd.DataFrame, baseline: str, axes: Axes | None = None) -> Axes:
-    """The differences of ``studies.paired_intervals`` with their intervals, and a line at the baseline."""
+    """The differences of ``results.paired_intervals`` with their intervals, and a line at the baseline."""
     rows = table.drop(index=baseline)
     axes = _axes(axes, 7, 0.35 * len(rows) + 1.2)
     axes.errorbar(rows["difference"], rows.index, xerr=[rows["difference"] - rows["low"], rows["high"] - rows["difference"]],

@@ -1,39 +1,111 @@
-"""Rows of results in a CSV file that an interruption at any moment leaves whole."""
+"""Rows of results in a CSV file that an interruption at any moment leaves whole, and what can be read from them."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from filelock import FileLock
+
+KEY = ["split", "task", "strategy", "rates", "seed"]  # what tells one run from another
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
-    """The rows of a file, or none where there is no file; names such as ``0.1, 0.5`` stay text."""
+    """The rows of a file, or none where there is no file; names such as ``0.1, 0.5`` stay text.
+
+    Raises:
+        ValueError: the file has not the columns that tell one run from another.
+    """
     path = Path(path)
-    return pd.read_csv(path, dtype={"rates": str}) if path.exists() else pd.DataFrame()
+    if not path.exists():
+        return no_rows()
+    rows = pd.read_csv(path, dtype={"rates": str, "task": str, "threads": "Int64"})
+    if lacking := [name for name in KEY if name not in rows]:
+        raise ValueError(f"{path} holds no recorded runs: it has no column {', '.join(lacking)}; give another file")
+    return rows.fillna({"rates": "", "task": ""})
+
+
+def no_rows() -> pd.DataFrame:
+    """What a study starts from."""
+    return pd.DataFrame(columns=KEY)
 
 
 def append_row(path: str | Path, row: Mapping[str, object]) -> None:
     """Add one row: the whole file is written anew beside the old one and takes its place in one stroke.
+
+    Several processes may add to one file: each waits for its turn, by a lock that the system takes back from a dead one.
 
     Raises:
         ValueError: the file has other columns than the row.
         FileNotFoundError: no folder for the file.
     """
     path = Path(path)
-    rows = read_rows(path)
-    if len(rows) and list(rows.columns) != list(row):
-        raise ValueError(f"{path} has the columns {list(rows.columns)}, and the row has {list(row)}; write to another file")
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        pd.concat([rows, pd.DataFrame([row])] if len(rows) else [pd.DataFrame([row])]).to_csv(file, index=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} for {path.name}; make it first")
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        rows = read_rows(path)
+        if len(rows) and list(rows.columns) != list(row):
+            raise ValueError(f"{path} has the columns {list(rows.columns)}, and the row has {list(row)}; write to another file")
+        temporary = path.with_name(path.name + ".tmp")
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            pd.concat([rows, pd.DataFrame([row])] if len(rows) else [pd.DataFrame([row])]).to_csv(file, index=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
-def missing(path: str | Path, wanted: Iterable[tuple], columns: Sequence[str]) -> list[tuple]:
-    """Those of the wanted combinations of values in ``columns`` that the file does not have yet."""
-    rows = read_rows(path)
-    done = set(rows[list(columns)].astype(str).itertuples(index=False, name=None)) if len(rows) else set()
-    return [values for values in wanted if tuple(map(str, values)) not in done]
+def missing(rows: pd.DataFrame, wanted: Iterable[tuple]) -> list[tuple]:
+    """Those of the wanted runs (values of ``KEY``) that the rows do not have yet."""
+    done = set(_keys(rows))
+    return [run for run in wanted if tuple(map(str, run)) not in done]
+
+
+def chosen_rows(rows: pd.DataFrame, wanted: Iterable[tuple]) -> pd.DataFrame:
+    """The rows of the wanted runs (values of ``KEY``), in the order that they are wanted in."""
+    place = {key: i for i, key in enumerate(_keys(rows))}
+    return rows.iloc[[place[tuple(map(str, run))] for run in wanted]].reset_index(drop=True)
+
+
+def _keys(rows: pd.DataFrame) -> list[tuple]:
+    return list(rows[KEY].astype(str).itertuples(index=False, name=None)) if len(rows) else []
+
+
+def winners(rows: pd.DataFrame, tries: Mapping[str, Iterable[str]] | None = None) -> dict[str, str]:
+    """For each strategy the rates with the best mean accuracy on the validation images; the lower loss breaks a tie.
+
+    ``tries`` are the rates to choose from for each strategy; None chooses from all that were tried.
+    """
+    searched = rows[rows["split"] == "validation"].groupby(["strategy", "rates"], sort=False)[["accuracy", "loss"]].mean()
+    best_first = searched.reset_index().sort_values(["accuracy", "loss"], ascending=[False, True])
+    tries = {name: list(best_first["rates"]) for name in rows["strategy"].unique()} if tries is None else tries
+    chosen = {}
+    for name, its in tries.items():
+        its_tries = best_first[(best_first["strategy"] == name) & best_first["rates"].isin(list(its))]
+        chosen[name] = its_tries["rates"].iloc[0]
+    return chosen
+
+
+def paired_intervals(rows: pd.DataFrame, baseline: str, *, seed: int = 0, draws: int = 10_000) -> pd.DataFrame:
+    """Each strategy's test accuracy and its difference to ``baseline`` on the same seeds, with a bootstrap interval.
+
+    One row a strategy, in percent and points: ``mean``, ``difference``, ``low`` and ``high`` (the 2.5 and 97.5 percentiles of
+    the mean difference when the seeds are drawn anew with replacement; Efron, 1979), ``seeds``. The rows are those of one task.
+
+    Raises:
+        ValueError: the baseline was not tested, or a strategy was tested twice on a seed.
+    """
+    tested = rows[rows["split"] == "test"]
+    if (twice := tested[tested.duplicated(["strategy", "seed"])]["strategy"].unique()).size:
+        raise ValueError(f"{', '.join(twice)} was tested more than once on a seed; choose the rows of one task and of one try")
+    tested = 100 * tested.pivot(index="seed", columns="strategy", values="accuracy")
+    if baseline not in tested:
+        raise ValueError(f"no strategy {baseline!r} was tested, only {', '.join(tested)}")
+    found = {}
+    for name in [name for name in rows["strategy"].unique() if name in tested]:
+        pairs = tested[[name, baseline]].dropna()
+        gaps = (pairs[name] - pairs[baseline]).to_numpy() if name != baseline else np.zeros(len(pairs))
+        means = gaps[np.random.default_rng(seed).integers(len(gaps), size=(draws, len(gaps)))].mean(1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        found[name] = {"mean": tested[name].mean(), "difference": gaps.mean(), "low": low, "high": high, "seeds": len(gaps)}
+    return pd.DataFrame(found).T.astype({"seeds": int}).rename_axis("strategy")

@@ -1,17 +1,25 @@
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch.optim import SGD
+from torch.utils.data import DataLoader
 
 from layerlr_helpers import (
     Strategy,
     Task,
     UnfreezePlan,
     compare,
+    evaluate,
     experiments,
+    few_shot_split,
     head_and_backbone,
+    layer_groups,
     load_resnet18,
+    recipes,
+    relative_gradient_rates,
+    results,
     shifted,
     slanted_triangular,
     uniform,
@@ -51,7 +59,10 @@ def seen(monkeypatch):
 
 
 def test_there_is_one_row_a_run(frame):
-    assert list(frame) == ["strategy", "seed", "accuracy", "loss", "steps", "seconds"]
+    assert list(frame) == ["split", "task", "strategy", "rates", "seed", "accuracy", "loss", "steps", "images", "seconds",
+                           "precision", "torch", "threads", "device"]
+    assert list(frame["rates"]) == ["0.001", "0.0001, 0.001"] * 2
+    assert set(frame["images"]) == {10}
     assert list(zip(frame["strategy"], frame["seed"], strict=True)) == [
         ("one rate", 0), ("two rates", 0), ("one rate", 1), ("two rates", 1)]
     assert frame["accuracy"].between(0, 1).all()
@@ -63,7 +74,7 @@ def test_the_same_call_gives_the_same_numbers_and_takes_none_of_the_global_gener
     torch.rand(3)
     before = torch.get_rng_state()
     again = compare([ONE_RATE, TWO_RATES], task, seeds=(seed for seed in (0, 1)), progress=False)
-    assert again.drop(columns="seconds").equals(frame.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), frame.drop(columns="seconds"))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -122,12 +133,138 @@ def test_a_shifted_task_has_as_many_outputs_as_classes(task, seen):
     assert seen[0]["head"].shape == (2, 512)
 
 
+TRIES = {name: [Strategy(f"{lr:g}", uniform(lr)) for lr in lrs]
+         for name, lrs in {"low": (1e-5, 1e-4), "high": (1e-3, 1e-2)}.items()}
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The runs that are made; their scores are made up: the second rate is the better one, the seed adds a little."""
+    runs = []
+
+    def run(strategy, task, seed, *, split):
+        runs.append((strategy.name, seed, split))
+        return {"accuracy": 0.5 + (strategy.name in ("0.0001", "0.01")) / 4 + seed / 100, "loss": 1.0}
+
+    monkeypatch.setattr(experiments, "run", run)
+    return runs
+
+
+def test_rates_are_chosen_on_validation_images_and_only_the_winners_are_tested(task, made):
+    frame = compare(TRIES, task, seeds=range(3), progress=False)
+    searched = [(lr, seed, "validation") for lr in ("1e-05", "0.0001", "0.001", "0.01") for seed in (0, 1)]
+    assert sorted(made[:8]) == sorted(searched)
+    assert made[8:] == [(lr, seed, "test") for seed in range(3) for lr in ("0.0001", "0.01")]
+    assert list(zip(frame["strategy"], frame["rates"], frame["seed"], strict=True)) == [
+        (name, lr, seed) for seed in range(3) for name, lr in (("low", "0.0001"), ("high", "0.01"))]
+    assert set(frame["split"]) == {"test"}
+
+
+def test_without_a_choice_every_try_is_tested_on_every_seed(task, made):
+    frame = compare(TRIES, task, seeds=[4, 5], choose=False, progress=False)
+    assert made == [(lr, seed, "test") for seed in (4, 5) for lr in ("1e-05", "0.0001", "0.001", "0.01")]
+    assert len(frame) == 8
+
+
+@pytest.mark.parametrize("stop", [1, 7, 8, 10])
+def test_a_comparison_that_was_interrupted_goes_on_where_it_stopped(task, made, tmp_path, monkeypatch, stop):
+    path = tmp_path / "rows.csv"
+    append, written = results.append_row, []
+
+    def interrupted(*args):
+        if len(written) == stop:
+            raise KeyboardInterrupt
+        written.append(args)
+        append(*args)
+
+    monkeypatch.setattr(results, "append_row", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(TRIES, task, seeds=range(2), results=path, progress=False)
+    monkeypatch.setattr(results, "append_row", append)
+    made.clear()
+    compare(TRIES, task, seeds=range(2), results=path, progress=False)
+    assert len(made) == 12 - stop
+    rows = results.read_rows(path)
+    assert len(rows) == len(rows.drop_duplicates(results.KEY)) == 12
+    made.clear()
+    compare(TRIES, task, seeds=range(3), results=path, progress=False)  # more seeds: only the new ones are made
+    assert made == [("0.0001", 2, "test"), ("0.01", 2, "test")]
+    made.clear()
+    compare(TRIES, replace(task, name="another"), seeds=range(2), results=path, progress=False)  # shares no run with it
+    assert len(made) == 12
+
+
+def test_the_head_on_cached_features_is_the_head_on_the_frozen_network(task, monkeypatch):
+    monkeypatch.setattr(experiments, "fast_autocast", lambda: None)  # in lower precision sums depend on the batch
+    fitted = []
+    monkeypatch.setattr(experiments, "fit", lambda model, *rest, fit=experiments.fit, **options: (
+        fitted.append(type(model).__name__), fit(model, *rest, **options)))
+    frozen = Strategy("head", uniform(1e-2), plan=recipes.head_only)
+    cached = experiments.run(frozen, task, 0)
+    long_way = experiments.run(replace(frozen, plan=lambda groups, steps: UnfreezePlan({"head": 0, "stem": steps})), task, 0)
+    assert fitted == ["Linear", "ResNet"]
+    for what in ("accuracy", "loss", "steps", "images"):
+        assert cached[what] == pytest.approx(long_way[what], rel=1e-3)
+
+
+def test_the_first_stages_are_kept_and_the_others_start_anew(task):
+    start = experiments.prepared_model(None, 10, seed=3)
+    pretrained = load_resnet18()
+    model = experiments.prepared_model("glyphs", 10, seed=3, keep=2)
+    for name, value in model.state_dict().items():
+        kept = name.startswith(("conv1", "bn1", "layer1"))
+        assert torch.equal(value, (pretrained if kept else start).state_dict()[name]), name
+    for keep, weights in ((0, None), (5, "glyphs")):
+        whole = experiments.prepared_model(weights, 10, seed=3).state_dict()
+        parts = experiments.prepared_model("glyphs", 10, seed=3, keep=keep).state_dict()
+        assert all(torch.equal(value, whole[name]) for name, value in parts.items())
+
+
+def test_rates_that_look_at_gradients_see_those_of_the_first_batch(task, seen, monkeypatch):
+    monkeypatch.setattr(experiments, "fast_autocast", lambda: None)
+    experiments.run(Strategy("looks", relative_gradient_rates(1e-3), look_first=True, schedule=None), task, 0)
+    train, _, _ = few_shot_split(task.data, 1, val_per_class=2, seed=0)
+    images, labels = next(iter(DataLoader(train, 5, shuffle=True, generator=torch.Generator().manual_seed(0))))
+    model = experiments.prepared_model("glyphs", 10, 0).eval()
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    assert torch.equal(seen[0]["labels"][:5], labels)
+    assert seen[0]["rates"] == pytest.approx(relative_gradient_rates(1e-3)(layer_groups(model)), rel=1e-3)
+
+
+def test_any_network_can_be_compared_and_test_images_limited(task, monkeypatch):
+    class Small(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+                                            torch.nn.Flatten())
+            self.classifier = torch.nn.Linear(4, 7)
+
+        def forward(self, x):
+            return self.classifier(self.body(x))
+
+    scored = []
+    monkeypatch.setattr(experiments, "evaluate", lambda model, loader, **options: (
+        scored.append(loader.dataset.labels.bincount().tolist()), evaluate(model, loader, **options))[1])
+    small = replace(task, load=lambda weights: Small(), test_per_class=3)
+    frame = compare([ONE_RATE, SCRATCH], small, seeds=[0], progress=False)
+    assert frame["accuracy"].nunique() == 1  # Small knows no weights
+    assert scored == [[3] * 10] * 2
+
+
 @pytest.mark.parametrize(("arguments", "problem"), [
     ({"strategies": [ONE_RATE, ONE_RATE]}, "strategies need different names, got"),
     ({"split": "train"}, "split must be 'validation' or 'test', not 'train'"),
     ({"seeds": []}, "at least one strategy and one seed"),
     ({"strategies": []}, "at least one strategy and one seed"),
+    ({"strategies": {"a": [ONE_RATE, ONE_RATE]}}, "the tries of a strategy need different names; not so a"),
+    ({"strategies": {"a": [ONE_RATE], "b": [ONE_RATE, TWO_RATES]}}, "as many tries .* got 1 for a, 2 for b"),
 ])
 def test_what_cannot_be_compared_is_refused(task, arguments, problem):
     with pytest.raises(ValueError, match=problem):
         compare(**{"strategies": [ONE_RATE], "task": task, "seeds": [0]} | arguments)
+
+
+def test_a_missing_folder_of_results_is_named_before_anything_runs(task, made, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere to record results in"):
+        compare([ONE_RATE], task, seeds=[0], results=tmp_path / "nowhere" / "rows.csv")
+    assert not made

@@ -1,7 +1,10 @@
 """Comparing strategies fairly: the same data, the same number of steps, the same seeds, one number at the end."""
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -11,16 +14,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from layerlr_helpers.caching import cache_features, head_module
 from layerlr_helpers.datasets import ImageSet, few_shot_split
 from layerlr_helpers.layers import LayerGroup, layer_groups
-from layerlr_helpers.models import load_resnet18
+from layerlr_helpers.models import load_resnet18, new_head
 from layerlr_helpers.param_groups import Rates, param_groups
 from layerlr_helpers.schedules import one_cycle
-from layerlr_helpers.training import evaluate, fast_autocast, fit, progress_bar
+from layerlr_helpers.training import evaluate, fast_autocast, fit, progress_bar, train_step
 from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SEARCH_SEEDS = (0, 1)
+fused_adamw = partial(torch.optim.AdamW, fused=True)  # on a CPU its step takes a third of the default's time
 
 
 @dataclass(frozen=True)
@@ -30,20 +37,25 @@ class Strategy:
     Attributes:
         name: for tables and figures.
         rates: of the layer groups, e.g. ``layer_decay(3e-3, 0.6)``.
-        weights: what to start from, as in ``load_resnet18``.
+        weights: what to start from: what ``Task.load`` understands; None for random weights.
+        keep: how many layer groups keep the weights that were loaded, from the input on; the others start anew, at random
+            (Yosinski et al., 2014). None keeps all.
         plan: ``(groups, total_steps) -> UnfreezePlan``; None trains everything from the start.
         schedule: ``(optimizer, total_steps) -> scheduler``; None for constant rates.
         optimizer: ``(parameter groups) -> optimizer``.
         batch_norm: of frozen groups, as in ``ProgressiveUnfreezing``.
+        look_first: let ``rates`` see the gradients of the first batch, as ``relative_gradient_rates`` wants.
     """
 
     name: str
     rates: Rates
     weights: str | None = "glyphs"
+    keep: int | None = None
     plan: Callable[[Sequence[LayerGroup], int], UnfreezePlan] | None = None
     schedule: Callable[[Optimizer, int], LRScheduler] | None = one_cycle
-    optimizer: Callable[[list[dict]], Optimizer] = torch.optim.AdamW
+    optimizer: Callable[[list[dict]], Optimizer] = fused_adamw
     batch_norm: str = "freeze"
+    look_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,77 +66,194 @@ class Task:
         data: all of it; split anew for each seed.
         per_class: training images of each class.
         val_per_class: validation images of each class, kept out of the test images.
-        epochs, batch_size: the budget.
+        test_per_class: at most so many test images of each class; None takes all that are left.
+        epochs, batch_size: the budget. ``steps``, if given, stands in place of the epochs.
         new_head: give the network a new head for the classes of ``data``; False keeps the pretrained one.
         weight_decay: of every group.
+        load: ``(weights) -> model``: the network, for each ``Strategy.weights`` and for None (random weights).
+        device: where to train.
+        name: for the recorded rows.
     """
 
     data: ImageSet
     per_class: int = 10
     val_per_class: int = 20
+    test_per_class: int | None = None
     epochs: int = 20
     batch_size: int = 20
+    steps: int | None = None
     new_head: bool = True
     weight_decay: float = 0.01
+    load: Callable[[str | None], nn.Module] = load_resnet18
+    device: str = "cpu"
+    name: str = ""
 
 
-def compare(strategies: Sequence[Strategy], task: Task, *, seeds: Iterable[int], split: str = "test",
+def compare(strategies: Sequence[Strategy] | Mapping[str, Sequence[Strategy]], task: Task, *, seeds: Iterable[int],
+            split: str = "test", choose: bool = True, results: str | Path | None = None,
             progress: bool = True) -> "pd.DataFrame":
-    """Run every strategy on every seed; one row a run: strategy, seed, accuracy, loss, steps, seconds.
+    """Run every strategy on every seed; one row a run: strategy, rates, seed, accuracy, loss, steps, seconds and more.
 
-    Runs with the same seed are paired: the same split, the same new head, the same order of batches. Choose rates
-    with ``split="validation"`` and report once with ``split="test"``.
+    Runs with the same seed are paired: the same split, the same new head, the same order of batches.
+
+    Args:
+        strategies: the strategies; or, under the name of each, the tries from which its rates are to be chosen, the same
+            number for all. The choice is made on the validation images of two seeds (mean accuracy; the lower loss where two
+            tie), and the chosen one is then run on each seed.
+        split: what the runs on ``seeds`` are scored on. Choose rates with ``"validation"`` and report once with ``"test"``.
+        choose: False chooses nothing and runs every try on every seed, to see how much depends on the rates.
+        results: a CSV file to record each run in as soon as it is done. The runs that it already has are not made again,
+            so the same call goes on where it was stopped. A run is known by task, strategy, rates and seed.
 
     Raises:
-        ValueError: no strategy or no seed, two strategies of one name, or an unknown split.
+        ValueError: no strategy or no seed, two strategies or tries of one name, another number of tries for some, an unknown
+            split, or ``results`` with other columns.
+        FileNotFoundError: no folder for ``results``.
     """
     import pandas as pd  # here: slow to import
 
-    names = [strategy.name for strategy in strategies]
+    from layerlr_helpers import results as recorded
+
+    seeds = list(seeds)
+    tries = _tries(strategies, task)
+    _check(strategies, tries, seeds, split, choose, results)
+    done = recorded.read_rows(results) if results is not None else recorded.no_rows()
+
+    def make(wanted: list[tuple], title: str) -> None:
+        nonlocal done
+        bar = progress_bar(recorded.missing(done, wanted), desc=title, unit="run", shown=progress)
+        for part, task_name, name, rates, seed in bar:
+            bar.set_postfix_str(f"{name}, {rates}, seed {seed}")
+            row = {"split": part, "task": task_name, "strategy": name, "rates": rates, "seed": seed,
+                   **run(tries[name][rates], task, seed, split=part)}
+            if results is not None:
+                recorded.append_row(results, row)
+            done = pd.concat([done, pd.DataFrame([row])] if len(done) else [pd.DataFrame([row])], ignore_index=True)
+
+    chosen = {name: list(of_it) for name, of_it in tries.items()}
+    if choose and any(len(of_it) > 1 for of_it in chosen.values()):
+        make([("validation", task.name, name, rates, seed) for name in tries for rates in tries[name] for seed in SEARCH_SEEDS],
+             "choosing rates")
+        chosen = {name: [rates] for name, rates in recorded.winners(done[done["task"] == task.name], tries).items()}
+    wanted = [(split, task.name, name, rates, seed) for seed in seeds for name in tries for rates in chosen[name]]
+    make(wanted, "testing" if split == "test" else split)
+    return recorded.chosen_rows(done, wanted)
+
+
+def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> dict[str, object]:
+    """Train one strategy once; returns accuracy and loss on the split, steps, images seen, seconds of training, and versions.
+
+    If the head alone ever trains, it is trained on cached features: the same numbers in a fraction of the time.
+    """
+    train, val, test = few_shot_split(task.data, task.per_class, val_per_class=task.val_per_class, seed=seed)
+    scored = val if split == "validation" else _first_of_each(test, task.test_per_class)
+    classes = len(task.data.class_names) if task.new_head else None
+    model = prepared_model(strategy.weights, classes, seed, keep=strategy.keep, load=task.load).to(task.device)
+    groups = layer_groups(model, train[0][0][None].to(task.device))
+    autocast = fast_autocast() if task.device == "cpu" else None
+
+    def loader(data) -> DataLoader:
+        return DataLoader(data, task.batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
+
+    if strategy.look_first:
+        _gradients(model, next(iter(loader(train))), autocast)
+    optimizer = strategy.optimizer(param_groups(groups, strategy.rates, weight_decay=task.weight_decay))
+    steps = task.steps if task.steps is not None else task.epochs * len(loader(train))
+    schedule = strategy.schedule(optimizer, steps) if strategy.schedule is not None else None
+    plan = strategy.plan(groups, steps) if strategy.plan is not None else None
+    unfreezing = ProgressiveUnfreezing(groups, plan, batch_norm=strategy.batch_norm) if plan is not None else None
+    start = perf_counter()
+    trained, data = model, train
+    if unfreezing is not None and strategy.batch_norm == "freeze" and set(unfreezing.plan.first_steps) == {groups[-1].name}:
+        unfreezing.apply(0)
+        trained, data = head_module(groups), cache_features(model, train, groups)
+    fit(trained, optimizer, loader(data), steps=steps, schedule=schedule, unfreezing=unfreezing, autocast=autocast,
+        progress=False)
+    seconds = perf_counter() - start
+    own = torch.Generator()  # a loader without one takes a number from the global generator
+    scores = evaluate(model, DataLoader(scored, 256, generator=own), autocast=autocast)
+    return {"accuracy": round(scores["accuracy"], 4), "loss": round(scores["loss"], 4), "steps": steps,
+            "images": _images_seen(steps, len(train), task.batch_size), "seconds": round(seconds, 2),
+            "precision": str(autocast or torch.float32).removeprefix("torch."),
+            "torch": torch.__version__.partition("+")[0], "threads": torch.get_num_threads(), "device": task.device}
+
+
+def prepared_model(weights: str | None, num_classes: int | None, seed: int, *, keep: int | None = None,
+                   load: Callable[[str | None], nn.Module] = load_resnet18) -> nn.Module:
+    """A network whose random parts depend on ``seed`` alone; torch's own generator is left as it was.
+
+    With ``num_classes`` it has a new head, the same one for all ``weights``. ``keep`` and ``load`` are as in ``Strategy``
+    and ``Task``.
+    """
+    with torch.random.fork_rng(devices=[]):
+        _seed(seed)
+        model = load(weights)
+        if keep is not None:
+            _seed(seed)
+            _start_anew(model, load(None), keep)
+        if num_classes is not None:
+            _seed(seed)  # again: random weights took more numbers than pretrained ones
+            new_head(model, num_classes)
+    return model
+
+
+def _seed(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators, too
+
+
+@torch.no_grad()
+def _start_anew(model: nn.Module, random: nn.Module, keep: int) -> None:
+    """Give the layer groups after the first ``keep``, all but the head, the weights and statistics of another model."""
+    for group in layer_groups(model)[keep:-1]:
+        for name, module in group.modules.items():
+            module.load_state_dict(random.get_submodule(name).state_dict())
+
+
+def _gradients(model: nn.Module, batch, autocast: torch.dtype | None) -> None:
+    """The gradients of one batch, in eval mode, so that BatchNorm's statistics stay as they are."""
+    model.eval()
+    train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), *batch, autocast=autocast)
+
+
+def _images_seen(steps: int, images: int, batch_size: int) -> int:
+    """In an epoch the last batch may be smaller than the others."""
+    epochs, batches = divmod(steps, -(-images // batch_size))
+    return epochs * images + min(batches * batch_size, images)
+
+
+def _first_of_each(data: ImageSet, number: int | None) -> ImageSet:
+    """The first images of each class, or all with None; a split has them in random order."""
+    return data.subset(torch.cat([torch.nonzero(data.labels == label).flatten()[:number]
+                                  for label in range(len(data.class_names))]))
+
+
+def _tries(strategies, task: Task) -> dict[str, dict[str, Strategy]]:
+    """For each strategy its tries under a text that tells their rates apart."""
+    if isinstance(strategies, Mapping):
+        return {name: {each.name: each for each in of_it} for name, of_it in strategies.items()}
+    groups = layer_groups(prepared_model(None, None, 0, load=task.load), task.data[0][0][None]) if strategies else []
+    texts = {each.name: "as measured" if each.look_first else _text(each.rates(groups)) for each in strategies}
+    return {each.name: {texts[each.name]: each} for each in strategies}
+
+
+def _text(rates: Mapping[str, float]) -> str:
+    """The rates from the stem to the head, those of equal neighbours once."""
+    return ", ".join(text for text, _ in itertools.groupby(f"{lr:.3g}" for lr in rates.values()))
+
+
+def _check(strategies, tries, seeds: Sequence[int], split: str, choose: bool, results) -> None:
+    names = list(strategies) if isinstance(strategies, Mapping) else [strategy.name for strategy in strategies]
     if len(set(names)) < len(names):
         raise ValueError(f"strategies need different names, got {names}")
     if split not in ("validation", "test"):
         raise ValueError(f"split must be 'validation' or 'test', not {split!r}")
-    runs = [(strategy, seed) for seed in seeds for strategy in strategies]
-    if not runs:
+    if not names or not seeds:
         raise ValueError("there is nothing to compare: give at least one strategy and one seed")
-    bar = progress_bar(runs, unit="run", shown=progress)
-    rows = []
-    for strategy, seed in bar:
-        bar.set_postfix_str(f"{strategy.name}, seed {seed}")
-        rows.append({"strategy": strategy.name, "seed": seed, **run(strategy, task, seed, split=split)})
-    return pd.DataFrame(rows)
-
-
-def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> dict[str, float]:
-    """Train one strategy once; returns accuracy and loss on the split, the steps and the seconds of training."""
-    train, val, test = few_shot_split(task.data, task.per_class, val_per_class=task.val_per_class, seed=seed)
-    model = prepared_model(strategy.weights, len(task.data.class_names) if task.new_head else None, seed)
-    groups = layer_groups(model, train[0][0][None])
-    optimizer = strategy.optimizer(param_groups(groups, strategy.rates, weight_decay=task.weight_decay))
-    loader = DataLoader(train, task.batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
-    steps = task.epochs * len(loader)
-    schedule = strategy.schedule(optimizer, steps) if strategy.schedule is not None else None
-    plan = strategy.plan(groups, steps) if strategy.plan is not None else None
-    unfreezing = ProgressiveUnfreezing(groups, plan, batch_norm=strategy.batch_norm) if plan is not None else None
-    autocast = fast_autocast()
-    start = perf_counter()
-    fit(model, optimizer, loader, steps=steps, schedule=schedule, unfreezing=unfreezing, autocast=autocast, progress=False)
-    seconds = perf_counter() - start
-    scored = DataLoader(val if split == "validation" else test, 256, generator=torch.Generator())  # not the global one
-    scores = evaluate(model, scored, autocast=autocast)
-    return {"accuracy": scores["accuracy"], "loss": scores["loss"], "steps": steps, "seconds": seconds}
-
-
-def prepared_model(weights: str | None, num_classes: int | None, seed: int) -> nn.Module:
-    """A ResNet-18 whose random parts depend on ``seed`` alone; torch's own generator is left as it was.
-
-    With ``num_classes`` it has a new head, the same one for all ``weights``.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators, too
-        model = load_resnet18(weights)
-        if num_classes is not None:
-            torch.default_generator.manual_seed(seed)  # again: random weights took more numbers than pretrained ones
-            model.fc = nn.Linear(model.fc.in_features, num_classes)
-    return model
+    if isinstance(strategies, Mapping):
+        if repeated := [name for name, of_it in strategies.items() if len(tries[name]) < len(of_it)]:
+            raise ValueError(f"the tries of a strategy need different names; not so {', '.join(repeated)}")
+        if choose and len({len(of_it) for of_it in tries.values()}) > 1:
+            raise ValueError("a fair search has as many tries for one strategy as for another, got "
+                             + ", ".join(f"{len(of_it)} for {name}" for name, of_it in tries.items()))
+    if results is not None and not Path(results).parent.is_dir():
+        raise FileNotFoundError(f"no folder {Path(results).parent} to record results in; make it first")

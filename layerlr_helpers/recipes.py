@@ -1,0 +1,100 @@
+"""Ways to fine-tune that the studies compare: plans of unfreezing, orders of rates, and two optimizers with a twist."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.optim import Optimizer
+
+from layerlr_helpers.experiments import fused_adamw
+from layerlr_helpers.layers import LayerGroup
+from layerlr_helpers.param_groups import Rates, layer_decay
+from layerlr_helpers.unfreezing import UnfreezePlan
+
+Plan = Callable[[Sequence[LayerGroup], int], UnfreezePlan]
+
+
+def head_only(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
+    """The head trains, nothing else ever does."""
+    return UnfreezePlan({groups[-1].name: 0})
+
+
+def gradual(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
+    """One group more after each eighth of the run (Howard and Ruder, 2018)."""
+    return UnfreezePlan.top_down(groups, every=steps // 8)
+
+
+def head_then_all(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
+    """The head alone for half of the run, then everything (LP-FT, Kumar et al., 2022)."""
+    return UnfreezePlan({"*": steps // 2, groups[-1].name: 0})
+
+
+def only(*names: str) -> Plan:
+    """These groups train, the others never do (surgical fine-tuning, Lee et al., 2023)."""
+    return lambda groups, steps: UnfreezePlan(dict.fromkeys(names, 0))
+
+
+def all_but_first(number: int) -> Plan:
+    """The first groups never train (as many as ``number``), the others always do."""
+    return lambda groups, steps: UnfreezePlan({group.name: 0 for group in groups[number:]})
+
+
+def reversed_decay(stem_lr: float, decay: float) -> Rates:
+    """``layer_decay`` upside down: the stem has the highest rate."""
+    def of(groups):
+        rates = layer_decay(stem_lr, decay)(groups)
+        return dict(zip(rates, reversed(rates.values()), strict=True))
+
+    return of
+
+
+def l2_sp(strength: float) -> Callable[[list[dict]], Optimizer]:
+    """AdamW that pulls every group but the last towards where it started (L2-SP, Li et al., 2018).
+
+    After each step a weight is moved by ``lr · strength`` of the way back to its start: the penalty's gradient step, kept
+    apart from the loss's as AdamW keeps weight decay apart.
+    """
+    def make(groups: list[dict]) -> Optimizer:
+        optimizer = fused_adamw(groups)
+        starts = [[p.detach().clone() for p in group["params"]] for group in optimizer.param_groups[:-1]]
+
+        @torch.no_grad()
+        def pull(optimizer, *_):
+            for group, start in zip(optimizer.param_groups, starts, strict=False):
+                for p, s in zip(group["params"], start, strict=True):
+                    if p.grad is not None:
+                        p.lerp_(s, min(1.0, group["lr"] * strength))
+
+        optimizer.register_step_post_hook(pull)
+        return optimizer
+
+    return make
+
+
+def auto_rgn(groups: list[dict]) -> Optimizer:
+    """AdamW with each group's rate times its relative gradient norm, over the largest of them (Auto-RGN, Lee et al., 2023).
+
+    The paper measures the norms once an epoch, a tensor at a time; here it is every step's own batch, a layer group at a time.
+    """
+    optimizer = fused_adamw(groups)
+    planned: list[float] = []
+
+    def before(optimizer, *_):
+        norms = [_relative_gradient(group["params"]) for group in optimizer.param_groups]
+        planned[:] = [group["lr"] for group in optimizer.param_groups]
+        for group, norm in zip(optimizer.param_groups, norms, strict=True):
+            group["lr"] = group["lr"] * norm / (max(norms) or 1.0)
+
+    def after(optimizer, *_):  # a schedule goes on from the rate that it gave
+        for group, lr in zip(optimizer.param_groups, planned, strict=True):
+            group["lr"] = lr
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+    return optimizer
+
+
+def _relative_gradient(params) -> float:
+    gradients = [p.grad for p in params if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm
+    weights = norm([p.detach() for p in params])
+    return float(norm(gradients) / weights) if gradients and weights else 0.0
