@@ -19,8 +19,11 @@ def head_only(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
 
 
 def gradual(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
-    """One group more after each eighth of the run (Howard and Ruder, 2018)."""
-    return UnfreezePlan.top_down(groups, every=steps // 8)
+    """One group more at a time, from the head down (Howard and Ruder, 2018); everything for the last three parts of the run.
+
+    With the six groups of a ResNet-18 a part is an eighth of the run.
+    """
+    return UnfreezePlan.top_down(groups, every=steps // (len(groups) + 2))
 
 
 def head_then_all(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:

@@ -1,0 +1,109 @@
+"""The options of the fine-tuning command, and the strategies among which one of them chooses."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchvision
+
+from layerlr_helpers import recipes
+from layerlr_helpers.naming import matching
+from layerlr_helpers.param_groups import Rates, head_and_backbone, layer_decay, uniform
+
+# The two that are left out train with a second classifier, which would need a second new head.
+MODELS = sorted(set(torchvision.models.list_models(module=torchvision.models)) - {"googlenet", "inception_v3"})
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A strategy: the head's default rate, the rates and the plan that follow from the options, and which options it takes.
+
+    The default is for weights from printed glyphs, and for none; ImageNet's weights get a tenth of it.
+    """
+
+    lr: float
+    rates: Callable[[argparse.Namespace], Rates]
+    plan: recipes.Plan | None = None
+    takes: tuple[str, ...] = ()
+
+
+def _two_rates(options: argparse.Namespace) -> Rates:
+    return head_and_backbone(backbone_lr=options.backbone_lr, head_lr=options.lr)
+
+
+STRATEGIES = {
+    "uniform": Recipe(1e-3, lambda options: uniform(options.lr)),
+    "two-rates": Recipe(3e-3, _two_rates, takes=("backbone_lr",)),
+    "layer-decay": Recipe(3e-3, lambda options: layer_decay(options.lr, options.decay), takes=("decay",)),
+    "head-only": Recipe(1e-2, lambda options: uniform(options.lr), recipes.head_only),
+    "gradual": Recipe(3e-3, _two_rates, recipes.gradual, takes=("backbone_lr",)),
+    "head-then-all": Recipe(3e-3, _two_rates, recipes.head_then_all, takes=("backbone_lr",)),
+}
+
+
+def _whole(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or above, not {number}")
+    return number
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The command's parser."""
+    result = argparse.ArgumentParser(prog="python -m layerlr_helpers.finetune", description=description,
+                                     usage="%(prog)s --output OUT [--data DIR] [--strategy NAME] [more options: see --help]",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("--output", metavar="OUT", required=True, help="folder for the results; it is made if it is not there")
+    add("--data", metavar="DIR", help="folder of images, one subfolder a class (default: the built-in digits)")
+    add("--strategy", choices=STRATEGIES, default="layer-decay",
+        help="which layers learn, how fast, and from when (default %(default)s)")
+    add("--lr", type=float, help="peak rate of the head (default: by strategy, a tenth of it for ImageNet's weights)")
+    add("--decay", type=float, help="of layer-decay: each layer's rate over that of the next one (default 0.5)")
+    add("--backbone-lr", type=float, help="of two-rates, gradual, head-then-all: the other layers' rate (default: lr / 10)")
+    add("--epochs", type=_whole, default=20, help="passes over the training images (default %(default)s)")
+    add("--batch-size", type=_whole, default=20, help="most images a step, of all processes together (default %(default)s)")
+    add("--image-size", type=_whole, help="pixels of a side (default 128, of the digits 64)")
+    add("--per-class", type=_whole, help="train on so many images a class, validate on as many, test on the rest (digits: 10)")
+    add("--val-fraction", type=float, help="part of each class to validate on after each epoch (default 0.2)")
+    add("--test-fraction", type=float, help="part of each class for the report (default 0.2)")
+    add("--seed", type=int, default=0, help="of the split, the new head and the order of batches (default %(default)s)")
+    add("--weight-decay", type=float, default=0.01, help="of AdamW (default %(default)s)")
+    add("--model", default="resnet18", help="torchvision's name of a classification model (default %(default)s)")
+    add("--weights", choices=("glyphs", "imagenet", "none"),
+        help="to start from: printed letters (resnet18 only; default for the digits), ImageNet (downloaded once), or random")
+    add("--batch-norm", choices=("train", "freeze"), default="train",
+        help="freeze: BatchNorm layers normalise by their stored statistics while weights train (default %(default)s)")
+    add("--precision", choices=PRECISIONS, default="float32", help="of the forward pass (default %(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: cuda where there is a GPU")
+    return result
+
+
+def resolved(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with the defaults that depend on other options.
+
+    Raises:
+        ValueError: an unknown model, or an option that does not go with the strategy, the model or the split.
+    """
+    given, recipe = dict(vars(options)), STRATEGIES[options.strategy]
+    if matching(options.model, MODELS, what="model") != [options.model]:
+        raise ValueError(f"--model takes one name and no pattern, not {options.model!r}")
+    for name in ("decay", "backbone_lr"):
+        if given[name] is not None and name not in recipe.takes:
+            users = [strategy for strategy, other in STRATEGIES.items() if name in other.takes]
+            raise ValueError(f"--{name.replace('_', '-')} is for {', '.join(users)}, not for {options.strategy}")
+    digits, fractions = options.data is None, (options.val_fraction, options.test_fraction)
+    if options.per_class is not None and fractions != (None, None):
+        raise ValueError("give either --per-class, or --val-fraction and --test-fraction")
+    given["weights"] = weights = options.weights or ("glyphs" if digits and options.model == "resnet18" else "imagenet")
+    if weights == "glyphs" and options.model != "resnet18":
+        raise ValueError(f"the weights 'glyphs' are of resnet18, not of {options.model}; there are 'imagenet' and 'none'")
+    few = options.per_class is not None or (digits and fractions == (None, None))
+    lr = options.lr if options.lr is not None else recipe.lr / 10 if weights == "imagenet" else recipe.lr
+    defaults = {"lr": lr, "image_size": 64 if digits else 128, **{"decay": 0.5, "backbone_lr": lr / 10},
+                **({"per_class": 10} if few else {"val_fraction": 0.2, "test_fraction": 0.2})}
+    unused = {"decay", "backbone_lr"} - set(recipe.takes)
+    return argparse.Namespace(**given | {name: value for name, value in defaults.items()
+                                         if given[name] is None and name not in unused})

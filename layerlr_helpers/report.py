@@ -1,0 +1,290 @@
+"""What a fine-tuned classifier does, on one page: right and wrong, class by class, and how far each layer moved.
+
+Every function but :func:`predictions` takes plain data: labels, predicted labels, confidences. The figures are drawn
+without pyplot, so they need no display and are not kept open.
+"""
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from layerlr_helpers.datasets import ImageSet
+from layerlr_helpers.diagnostics import layer_statistics
+from layerlr_helpers.layers import LayerGroup
+from layerlr_helpers.tracing import preserved
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+FILES = ("report.md", "confusion.png", "mistakes.png")  # what write_report writes
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, data: Dataset, *, batch_size: int = 256,
+                autocast: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """``(labels, predicted, confidence)`` of each image, on the CPU: int64, int64, and the predicted class's softmax, 0..1.
+
+    In eval mode and on the model's device; the model's modes are afterwards what they were. ``autocast`` as in ``fit``.
+
+    Raises:
+        ValueError: no images.
+    """
+    if len(data) == 0:
+        raise ValueError("there are no images to predict; the data set is empty")
+    device = next(model.parameters()).device
+    labels, probabilities = [], []
+    with preserved(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
+        model.eval()
+        for inputs, truth in DataLoader(data, batch_size, generator=torch.Generator()):  # not torch's global generator
+            output = model(inputs.to(device))
+            probabilities.append(getattr(output, "logits", output).float().softmax(1).cpu())
+            labels.append(truth)
+    confidence, predicted = torch.cat(probabilities).max(1)
+    return torch.cat(labels), predicted, confidence
+
+
+def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval (Wilson, 1927) for an accuracy, ``(low, high)`` in 0..1.
+
+    It says what the number of test images leaves open, and stays sensible where none or all are right. It knows nothing of
+    other training images or seeds: a repeated run may well fall outside.
+
+    Raises:
+        ValueError: no images, ``correct`` outside 0..total, or ``confidence`` outside (0, 1).
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise ValueError(f"correct must be between 0 and total, and total 1 or above, not {correct} of {total}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, not {confidence}; 0.95 means 95 %")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, scale = correct / total, 1 + z * z / total
+    middle = (share + z * z / (2 * total)) / scale
+    half = z * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5 / scale
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return (0.0 if correct == 0 else low), (1.0 if correct == total else high)  # which rounding would miss by a hair
+
+
+def confusion_matrix(labels, predicted, class_names: Sequence[str]) -> "pd.DataFrame":
+    """How many images of each true class (rows) were taken for each class (columns).
+
+    Raises:
+        ValueError: not one prediction for each label, or numbers that are no class.
+    """
+    import pandas as pd  # here: slow to import
+
+    labels, predicted = (values.astype(int) for values in _same_length(labels, predicted))
+    names, n = list(class_names), len(class_names)
+    for what, values in (("labels", labels), ("predicted", predicted)):
+        if len(values) and not (values.min() >= 0 and values.max() < n):
+            raise ValueError(f"{what} go from {values.min()} to {values.max()}, but {n} class names stand for 0 to {n - 1}")
+    counts = np.zeros((n, n), dtype=int)
+    np.add.at(counts, (labels, predicted), 1)
+    return pd.DataFrame(counts, pd.Index(names, name="true"), pd.Index(names, name="predicted"))
+
+
+def class_report(matrix: "pd.DataFrame") -> "pd.DataFrame":
+    """One row a class of a :func:`confusion_matrix`: how often it was recognised, and what it was taken for.
+
+    Columns: ``class, images, recognised`` (the part of its images that were found, or recall), ``low`` and ``high``
+    (:func:`accuracy_interval`), ``precision`` (the part of what was given its name that is it), ``taken for`` (the commonest
+    wrong answer, with its number). What no image decides is not a number.
+    """
+    import pandas as pd  # here: slow to import
+
+    rows = []
+    for i, name in enumerate(matrix.index):
+        answers, named_so = matrix.iloc[i].to_numpy(), int(matrix.iloc[:, i].sum())
+        images, right = int(answers.sum()), int(answers[i])
+        wrong = np.where(np.arange(len(answers)) == i, 0, answers)
+        low, high = accuracy_interval(right, images) if images else (np.nan, np.nan)
+        rows.append({"class": name, "images": images, "recognised": right / images if images else np.nan,
+                     "low": low, "high": high, "precision": right / named_so if named_so else np.nan,
+                     "taken for": f"{matrix.columns[wrong.argmax()]} ({wrong.max()})" if wrong.any() else ""})
+    return pd.DataFrame(rows)
+
+
+def mistakes(labels, predicted, confidence, n: int = 12) -> np.ndarray:
+    """The places of at most ``n`` wrong predictions, the most confident first.
+
+    Raises:
+        ValueError: not one prediction and one confidence for each label.
+    """
+    labels, predicted, confidence = _same_length(labels, predicted, confidence)
+    wrong = np.flatnonzero(labels != predicted)
+    return wrong[np.argsort(-confidence[wrong], kind="stable")][:n]
+
+
+def layer_report(groups: Sequence[LayerGroup], before: Mapping[str, Tensor], rates: Mapping[str, float],
+                 first_steps: Mapping[str, int] | None = None) -> "pd.DataFrame":
+    """One row a layer group, from the input to the head: ``layer, rate, parameters, moved``.
+
+    Args:
+        before: a ``snapshot`` from before the training; ``moved`` is the distance from it over its own norm.
+        rates: the peak rate of each group; ``layer_decay(3e-3, 0.5)(groups)`` is such a dictionary.
+        first_steps: of a plan, the step at which each group begins to train, as a column ``from step``. A group that is
+            not in it never trains, and its rate is given as 0.
+    """
+    frame = layer_statistics(groups, before)[["group", "parameters", "moved"]].rename(columns={"group": "layer"})
+    trains = [first_steps is None or name in first_steps for name in frame["layer"]]
+    frame.insert(1, "rate", [rates[name] if on else 0.0 for name, on in zip(frame["layer"], trains, strict=True)])
+    if first_steps is not None:
+        frame.insert(2, "from step", [str(first_steps.get(name, "never")) for name in frame["layer"]])
+    return frame
+
+
+def plot_confusion(matrix: "pd.DataFrame", axes: "Axes | None" = None) -> "Axes":
+    """A :func:`confusion_matrix` as counts on colours: the darker, the larger the part of the true class's images.
+
+    New Axes grow with the number of classes, so that every count can be read; cells without an image stay empty.
+    """
+    from matplotlib import colormaps
+
+    counts, (rows, columns) = matrix.to_numpy(), (_short(matrix.index), _short(matrix.columns))
+    longest = max(map(len, rows))
+    side = max(0.42 * len(counts), 2.5)  # inches: small cells hold a number of three digits, few cells the colours' title
+    axes = axes if axes is not None else _figure(side + 2 + 0.1 * longest, side + 0.7 + 0.1 * longest).add_subplot()
+    shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)
+    picture = axes.imshow(shares, cmap=colormaps["Blues"], vmin=0, vmax=100)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=9 if count < 1000 else 7,
+                      color="white" if shares[row, column] > 55 else "black", fontweight="bold" if row == column else None)
+    places = range(len(counts))
+    axes.set(xlabel="predicted class", ylabel="true class", yticks=places, yticklabels=rows)
+    axes.set_xticks(places, columns, rotation=90 if longest > 2 else 0)
+    axes.figure.colorbar(picture, ax=axes, label="part of the true class (%)")
+    return axes
+
+
+def plot_mistakes(data: ImageSet, labels, predicted, confidence, *, n: int = 12, columns: int = 6) -> np.ndarray:
+    """The most confident of the :func:`mistakes` as pictures, with the true class, the answer and its confidence.
+
+    Returns the array of Axes; a single empty one says so if nothing is wrong.
+    """
+    chosen = mistakes(labels, predicted, confidence, n)
+    columns = max(min(columns, len(chosen)), 1)
+    rows = max(-(-len(chosen) // columns), 1)
+    grid = _figure(max(1.7 * columns, 3), 2.25 * rows).subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, i in zip(grid.flat, chosen, strict=False):
+        axes.imshow(data.images[i].permute(1, 2, 0).numpy())
+        true, seen = _short([data.class_names[int(labels[i])], data.class_names[int(predicted[i])]], 18)
+        axes.set_title(f"is {true}\nseen as {seen}\n({float(confidence[i]):.0%} sure)", fontsize=8)
+    if not len(chosen):
+        grid[0, 0].text(0.5, 0.5, "no mistakes", ha="center", va="center")
+    return grid
+
+
+def write_report(folder: str | Path, data: ImageSet, labels, predicted, confidence, *, layers: "pd.DataFrame",
+                 settings: Mapping[str, object], title: str = "Fine-tuning report", notes: str = "") -> Path:
+    """Write ``report.md`` with ``confusion.png`` and ``mistakes.png`` beside it into ``folder``; returns the report's path.
+
+    Args:
+        data: the test images, in the order of ``labels``, ``predicted`` and ``confidence`` (from :func:`predictions`).
+        layers: from :func:`layer_report`.
+        settings: what the run was made with; the versions of Python, torch and torchvision are added.
+        notes: Markdown to end with.
+
+    Each file is written beside its place and then renamed, so that there is never half a file; the report comes last.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: not one label, prediction and confidence for each image, or none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder} to write the report into; make it first")
+    _same_length(data.labels, labels, predicted, confidence)
+    matrix = confusion_matrix(labels, predicted, data.class_names)
+    report = "\n\n".join(["# " + title, *_sections(matrix, layers, {**settings, **versions()}), *filter(None, [notes])])
+    for name, axes in (("confusion.png", plot_confusion(matrix)),
+                       ("mistakes.png", plot_mistakes(data, labels, predicted, confidence).flat[0])):
+        write_whole(folder / name, lambda path, axes=axes: axes.figure.savefig(path, format="png", dpi=120))
+    write_whole(folder / "report.md", lambda path: path.write_text(report + "\n", encoding="utf-8"))
+    return folder / "report.md"
+
+
+def versions() -> dict[str, str]:
+    """What a run's numbers depend on beside its settings."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Let ``write(temporary path)`` make a file beside ``path``, then rename it: it is there as a whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def _sections(matrix: "pd.DataFrame", layers: "pd.DataFrame", settings: Mapping[str, object]) -> list[str]:
+    counts = matrix.to_numpy()
+    total, right = int(counts.sum()), int(counts.trace())
+    low, high = accuracy_interval(right, total)
+    classes = class_report(matrix)
+    classes["95 % interval"] = [f"{_percent(a)} to {_percent(b)}" for a, b in zip(classes["low"], classes["high"], strict=True)]
+    classes[["recognised", "precision"]] = classes[["recognised", "precision"]].map(_percent)
+    layers = layers.assign(rate=layers["rate"].map("{:.3g}".format), parameters=layers["parameters"].map("{:,}".format),
+                           moved=layers["moved"].map(_percent))
+    return [
+        f"**Accuracy on the test images: {_percent(right / total)}** ({right:,} of {total:,} right; 95 % interval "
+        f"{_percent(low)} to {_percent(high)}). Always naming the commonest class would give "
+        f"{_percent(counts.sum(1).max() / total)}.",
+        "The interval is Wilson's (1927). It tells what this number of test images leaves open, not what other training "
+        "images or another seed would change.",
+        "## Class by class",
+        _markdown(classes[["class", "images", "recognised", "95 % interval", "precision", "taken for"]]),
+        "![Confusion matrix: true classes in rows, predicted ones in columns, with the number of test images](confusion.png)",
+        "## The most confident mistakes",
+        "![The wrongly classified test images of which the network was surest](mistakes.png)",
+        "## Layer by layer",
+        "From the input to the head. *rate* is the peak learning rate, *moved* the distance that the weights went, over their "
+        "norm at the start.",
+        _markdown(layers),
+        "## Settings",
+        "\n".join(["| setting | value |", "|---|---|", *(f"| {_cell(k)} | {_cell(v)} |" for k, v in settings.items())]),
+    ]
+
+
+def _markdown(frame: "pd.DataFrame") -> str:
+    lines = [list(frame.columns), ["---"] * frame.shape[1], *frame.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _percent(share: float) -> str:
+    return "–" if np.isnan(share) else f"{100 * share:.1f} %"
+
+
+def _short(names: Sequence[str], most: int = 24) -> list[str]:
+    """Names for a figure: shortened, and with $ as a plain character, which matplotlib would take for a formula's."""
+    cut = [name if len(name) <= most else name[:most - 1] + "…" for name in map(str, names)]
+    return [name.replace("$", r"\$") for name in cut]
+
+
+def _figure(width: float, height: float):
+    from matplotlib.figure import Figure  # not pyplot, which would keep the figure and may open a window
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _same_length(*values) -> list[np.ndarray]:
+    arrays = [np.asarray(value) for value in values]
+    if len({len(array) for array in arrays}) > 1:
+        raise ValueError(f"each image has one label, one prediction and one confidence, but there are "
+                         f"{', '.join(str(len(array)) for array in arrays)} of them")
+    return arrays
