@@ -94,10 +94,9 @@ def robustness(task: Task, grid: Sequence[float] = (1e-4, *RATES, 3e-2), **optio
 
 
 def labels(task: Task) -> Tries:
-    """Four ways, each with four tries."""
+    """The head alone, one rate, and layer decay."""
     return {"head only": _one((*RATES[1:], 3e-2), plan=recipes.head_only),
             "uniform": _one(RATES),
-            "two rates": _two([(1e-4, 3e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 1e-2)], _backbone_and_head),
             "layer decay": _one(RATES, _decayed(0.5))}
 
 
@@ -106,7 +105,7 @@ def surgery(task: Task) -> Tries:
     lrs = {"head": (1e-3, 3e-3, 1e-2, 3e-2)}
     always = ("head",) if task.new_head else ()
     return {stage: _one(lrs.get(stage, RATES), plan=recipes.only(*dict.fromkeys((stage, *always)))) for stage in STAGES} | {
-        "all": _one(RATES)}
+        "all": _one((1e-4, *RATES[:3]))}
 
 
 def surgery_tasks() -> list[Task]:
@@ -163,10 +162,11 @@ def depth(task: Task) -> Tries:
 
 def automatic(task: Task) -> Tries:
     """Rates from the gradients, of the first batch or of every one, beside rates set by hand."""
+    high = (*RATES[1:], 3e-2)
     return {"uniform": _one(RATES),
             "layer decay": _one(RATES, _decayed(0.5)),
-            "relative gradients, first batch": _one(RATES, relative_gradient_rates, look_first=True),
-            "Auto-RGN, every batch": _one(RATES, optimizer=recipes.auto_rgn)}
+            "relative gradients, first batch": _one(high, relative_gradient_rates, look_first=True),
+            "Auto-RGN, every batch": _one(high, optimizer=recipes.auto_rgn)}
 
 
 STUDIES = {
@@ -196,8 +196,11 @@ def photo_strategies(task: Task) -> Tries:
 
 def photo_tasks(folders: Mapping[str, str], architecture: str) -> list[Task]:
     """Tasks by name from folders of images, 20 a class to train on; torchvision's architecture and its default weights."""
+    def load(weights: str | None) -> torch.nn.Module:
+        return torchvision.models.get_model(architecture, weights=weights)
+
     return [Task(image_folder(path, image_size=128), per_class=20, val_per_class=15, test_per_class=50, steps=40, name=name,
-                 load=partial(torchvision.models.get_model, architecture)) for name, path in folders.items()]
+                 load=load) for name, path in folders.items()]
 
 
 PHOTOGRAPHS = {

@@ -64,7 +64,7 @@ def relative_gradient_rates(highest_lr: float) -> Rates:
         norms = layer_statistics(groups).set_index("group")["relative_gradient"]
         if norms.isna().any():
             raise ValueError(f"no gradient in {', '.join(norms.index[norms.isna()])}; call backward() on a batch's loss first")
-        return {name: highest_lr * norm / norms.max() for name, norm in norms.items()}
+        return {name: float(highest_lr * norm / norms.max()) for name, norm in norms.items()}
 
     return of
 

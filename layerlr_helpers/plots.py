@@ -11,6 +11,7 @@ from torch import Tensor
 
 from layerlr_helpers.datasets import ImageSet
 from layerlr_helpers.diagnostics import RangeTest
+from layerlr_helpers.results import mean_interval
 
 
 def depth_colours(n: int) -> list:
@@ -156,16 +157,47 @@ def plot_comparison(frame: pd.DataFrame, axes: Axes | None = None, *, value: str
     return axes
 
 
-def plot_intervals(table: pd.DataFrame, baseline: str, axes: Axes | None = None) -> Axes:
-    """The differences of ``results.paired_intervals`` with their intervals, and a line at the baseline."""
+def plot_intervals(table: pd.DataFrame, baseline: str, axes: Axes | None = None, *, live: pd.DataFrame | None = None) -> Axes:
+    """The differences of ``results.paired_intervals`` with their intervals, and a line at the baseline.
+
+    ``live``, the frame of a ``compare`` that has the baseline too, adds a cross for each run: the difference on its seed.
+    """
     rows = table.drop(index=baseline)
     axes = _axes(axes, 7, 0.35 * len(rows) + 1.2)
     axes.errorbar(rows["difference"], rows.index, xerr=[rows["difference"] - rows["low"], rows["high"] - rows["difference"]],
-                  fmt="o", color="tab:blue", capsize=3)
+                  fmt="o", color="tab:blue", capsize=3, label=f"{rows['seeds'].max()} recorded seeds, mean and 95 %")
+    if live is not None:
+        runs = 100 * live.pivot(index="seed", columns="strategy", values="accuracy")
+        gaps = runs.sub(runs[baseline], axis=0).drop(columns=baseline).melt(var_name="strategy").dropna()
+        axes.plot(gaps["value"], gaps["strategy"], "x", color="tab:orange", label="run here, one seed")
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axes.axvline(0, color="black", lw=1)
     axes.set(xlabel=f"accuracy minus that of {baseline} on the same seeds (points)")
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
+    return axes
+
+
+def plot_curves(rows: pd.DataFrame, x: str, axes: Axes | None = None, *, live: pd.DataFrame | None = None,
+                label: str | None = None) -> Axes:
+    """Accuracy over the column ``x``, one line a strategy: the mean of its runs with a 95 % interval (bootstrap over runs).
+
+    Numbers are put on a logarithmic axis, anything else side by side. ``live`` are further runs, drawn as crosses.
+    """
+    axes = _axes(axes)
+    for (strategy, runs), colour in zip(rows.groupby("strategy", sort=False), plt.cm.tab10.colors, strict=False):
+        means = pd.DataFrame({at: mean_interval(100 * of_it["accuracy"]) for at, of_it in runs.groupby(x, sort=False)}).T
+        axes.errorbar(means.index, means["mean"], [means["mean"] - means["low"], means["high"] - means["mean"]],
+                      color=colour, marker="o", ms=4, capsize=3, label=strategy)
+        if live is not None:
+            mine = live[live["strategy"] == strategy]
+            axes.plot(mine[x], 100 * mine["accuracy"], "x", color=colour, ms=8)
+    if live is not None:
+        axes.plot([], [], "x", color="black", label="run here, one seed")
+    scale = "log" if pd.api.types.is_numeric_dtype(rows[x]) else "linear"
+    axes.set(xlabel=label or x, ylabel="test accuracy (%)", xscale=scale)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return axes
 
 

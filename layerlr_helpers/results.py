@@ -105,7 +105,19 @@ def paired_intervals(rows: pd.DataFrame, baseline: str, *, seed: int = 0, draws:
     for name in [name for name in rows["strategy"].unique() if name in tested]:
         pairs = tested[[name, baseline]].dropna()
         gaps = (pairs[name] - pairs[baseline]).to_numpy() if name != baseline else np.zeros(len(pairs))
-        means = gaps[np.random.default_rng(seed).integers(len(gaps), size=(draws, len(gaps)))].mean(1)
-        low, high = np.percentile(means, [2.5, 97.5])
-        found[name] = {"mean": tested[name].mean(), "difference": gaps.mean(), "low": low, "high": high, "seeds": len(gaps)}
+        interval = mean_interval(gaps, seed=seed, draws=draws)
+        found[name] = {"mean": tested[name].mean(), "difference": interval.pop("mean"), **interval, "seeds": len(gaps)}
     return pd.DataFrame(found).T.astype({"seeds": int}).rename_axis("strategy")
+
+
+def mean_interval(values: Iterable[float], *, seed: int = 0, draws: int = 10_000) -> dict[str, float]:
+    """The ``mean`` of some runs, and ``low`` and ``high``: the 2.5 and 97.5 percentiles of the means of bootstrap samples."""
+    values = np.asarray(list(values), dtype=float)
+    means = values[np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def interval_text(row: Mapping[str, float]) -> str:
+    """A row of :func:`paired_intervals` in words: ``+1.5 (+1.2 to +1.8)``."""
+    return f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"

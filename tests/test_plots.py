@@ -25,7 +25,10 @@ RUNS = pd.DataFrame({"strategy": ["b", "a", "b", "a"], "seed": [0, 0, 1, 1], "ac
 BY_LAYER = pd.DataFrame({"group": ["stem", "layer1", "head"], "moved": [0.01, 0.1, 1.0]})
 RANGE = RangeTest(pd.DataFrame({"factor": [0.01, 0.1, 1.0, 10.0], "loss": [2.3, 2.2, 1.5, 6.0],
                                 "smooth_loss": [2.3, 2.25, 1.9, 4.0]}), suggestion=1.0)
-GAPS = pd.DataFrame({"difference": [1.0, 0.0], "low": [-0.5, 0.0], "high": [2.0, 0.0]}, index=["b", "a"])
+GAPS = pd.DataFrame({"difference": [1.0, 0.0], "low": [-0.5, 0.0], "high": [2.0, 0.0], "seeds": [10, 10]},
+                    index=["b", "a"])
+CURVES = pd.DataFrame([{"strategy": name, "lr": lr, "seed": seed, "accuracy": 0.5 + seed / 10 + (name == "a") / 5}
+                       for name in "ab" for lr in (1e-3, 1e-2) for seed in range(3)])
 TABLE = pd.DataFrame([[10.0, 90.0], [float("nan"), 50.0]], index=["stem", "head"], columns=["blurred", "permuted"])
 
 DRAWN = {  # every function that draws into Axes
@@ -36,6 +39,8 @@ DRAWN = {  # every function that draws into Axes
     "comparison": lambda axes=None: plots.plot_comparison(RUNS, axes),
     "range test": lambda axes=None: plots.plot_range_test(RANGE, axes),
     "intervals": lambda axes=None: plots.plot_intervals(GAPS, "a", axes),
+    "intervals and live runs": lambda axes=None: plots.plot_intervals(GAPS, "a", axes, live=RUNS),
+    "curves": lambda axes=None: plots.plot_curves(CURVES, "lr", axes, live=CURVES[CURVES["seed"] == 0]),
     "heatmap": lambda axes=None: plots.plot_heatmap(TABLE, axes),
 }
 
@@ -199,3 +204,21 @@ def test_show_puts_the_alt_text_beside_the_picture_and_closes_the_figure(what, s
 def test_a_figure_without_alt_text_is_refused(alt):
     with pytest.raises(ValueError, match="alt must say what is to be seen"):
         plots.show(plt.figure(), alt)
+
+
+def test_live_runs_are_drawn_as_differences_on_their_own_seed():
+    axes = plots.plot_intervals(GAPS, "a", live=RUNS)
+    crosses = [line for line in axes.get_lines() if line.get_marker() == "x"]
+    assert [x for line in crosses for x in line.get_xdata()] == pytest.approx([10, 40])
+    assert labels(axes) == ["run here, one seed", "10 recorded seeds, mean and 95 %"]
+
+
+def test_curves_go_through_the_means_and_hold_every_live_run():
+    axes = plots.plot_curves(CURVES, "lr", live=CURVES[CURVES["seed"] == 2], label="rate")
+    means = {line.get_color(): list(line.get_ydata()) for line in axes.get_lines() if line.get_marker() == "o"}
+    assert list(means.values()) == [pytest.approx([80, 80]), pytest.approx([60, 60])]
+    crosses = [list(line.get_ydata()) for line in axes.get_lines() if line.get_marker() == "x" and len(line.get_ydata())]
+    assert crosses == [pytest.approx([90, 90]), pytest.approx([70, 70])]
+    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "rate")
+    side_by_side = plots.plot_curves(CURVES.assign(lr=CURVES["lr"].map({1e-3: "low", 1e-2: "high"})), "lr")
+    assert side_by_side.get_xscale() == "linear"
