@@ -26,13 +26,13 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm  # the common base of all kinds
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from layerlr_helpers import report
 from layerlr_helpers.datasets import ImageSet, few_shot_split, handwritten_digits, image_folder
 from layerlr_helpers.diagnostics import snapshot
-from layerlr_helpers.experiments import prepared_model
+from layerlr_helpers.experiments import fused_adamw, prepared_model
 from layerlr_helpers.finetune_options import PRECISIONS, STRATEGIES, parser, resolved
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18
@@ -106,7 +106,7 @@ def prepare(options: argparse.Namespace, us: Team) -> Job:
                             processes=us.size)
     _check_batches(batches, model, options)
     recipe = STRATEGIES[options.strategy]
-    optimizer = AdamW(param_groups(groups, recipe.rates(options), weight_decay=options.weight_decay))
+    optimizer = fused_adamw(param_groups(groups, recipe.rates(options), weight_decay=options.weight_decay))
     plan = recipe.plan(groups, options.epochs * len(batches)) if recipe.plan is not None else None
     return Job(options, settings, train, val, test, model, groups, optimizer, plan, batches)
 
