@@ -194,8 +194,9 @@ def plot_curves(rows: pd.DataFrame, x: str, axes: Axes | None = None, *, live: p
             axes.plot(mine[x], 100 * mine["accuracy"], "x", color=colour, ms=8)
     if live is not None:
         axes.plot([], [], "x", color="black", label="run here, one seed")
-    scale = "log" if pd.api.types.is_numeric_dtype(rows[x]) else "linear"
-    axes.set(xlabel=label or x, ylabel="test accuracy (%)", xscale=scale)
+    axes.set(xlabel=label or x, ylabel="test accuracy (%)")
+    if pd.api.types.is_numeric_dtype(rows[x]):  # setting any scale, even "linear", would wipe the names of categories
+        axes.set_xscale("log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return axes
