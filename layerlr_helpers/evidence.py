@@ -34,7 +34,10 @@ class Claim:
 CLAIMS = (
     Claim("Pretrained weights beat random ones", "strategies", "digits", "uniform", "from scratch",
           headline=True),
-    Claim("Training every layer beats training the head alone", "strategies", "digits", "uniform", "head only"),
+    Claim("With 10 labels a class and 100 steps, training every layer beats the head alone", "strategies", "digits", "uniform",
+          "head only"),
+    Claim("With 10 labels a class and 40 steps, training every layer beats the head alone", "labels", "10 a class", "uniform",
+          "head only"),
     Claim("A small rate for the backbone and a large one for the head beat one rate", "strategies", "digits", "two rates",
           "uniform"),
     Claim("Layer decay beats one rate", "strategies", "digits", "layer decay", "uniform",
@@ -76,6 +79,10 @@ CLAIMS = (
           "reversed decay"),
     Claim("Photographs of waste, 20 a class: training every layer beats the head alone", "photographs", PHOTOS, "uniform",
           "head only"),
+    Claim("Photographs of waste, 20 a class: gradual unfreezing adds to layer decay", "photographs", PHOTOS,
+          "gradual, layer decay", "layer decay", headline=True),
+    Claim("Photographs of waste, 20 a class: two rates beat one rate", "photographs", PHOTOS, "two rates", "uniform"),
+    Claim("Photographs of waste, 20 a class: layer decay beats two rates", "photographs", PHOTOS, "layer decay", "two rates"),
     Claim("LayerAdaptiveLR in Adam's direction beats AdamW", "optimizers", DIGITS, "adam", "AdamW", headline=True),
 )
 
