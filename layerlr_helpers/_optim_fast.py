@@ -9,13 +9,15 @@ from torch.optim.optimizer import _get_value
 from layerlr_helpers._optim_processes import ALONE
 from layerlr_helpers._optim_rule import Batch, corrections, exact, move, observe, ratios, scalar, weight
 
-BLOCK = 2**19  # entries: a block to work in has 2 MiB in single precision and stays in the cache
+BLOCK = 2**17  # entries: a block to work in has 512 KiB in single precision and stays in the cache
 SMALL = 2**13  # entries: for smaller tensors the calls cost more than the numbers, so they go many to a call
 
 # --- block by block ---------------------------------------------------------------------------------------------------
 # A step has to go over the weights twice, since a layer's ratio is known only after all of its entries have been seen.
 # torch's fused kernel does the first round in one sweep: run with rate 1 on a block of zeros in place of the weights, it
 # updates both moments and leaves m / (sqrt(v) + eps) behind, whose absolute sum is taken while it is still in the cache.
+# A decay of 1 makes the next block start from zeros again, without a sweep of its own: a finite x less 1 · x is 0. Only what
+# is not finite stays, and then the tensor's sum is not finite anyway; so each tensor starts with true zeros.
 
 
 def fused(batches: list[Batch], across, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
@@ -27,7 +29,8 @@ def fused(batches: list[Batch], across, grad_scale: Tensor | None = None, found_
     scratch: dict = {}
     small = [[i for i, p in enumerate(batch.params) if p.numel() <= SMALL and _is_flat(batch, i)] for batch in batches]
     large = [[i for i in range(len(batch.params)) if i not in few] for batch, few in zip(batches, map(set, small), strict=True)]
-    observed = [_observe_together(batch, few) for batch, few in zip(batches, small, strict=True)]
+    observed = [(_observe_small if batch.group["direction"] == "momentum" else _observe_together)(batch, few)
+                for batch, few in zip(batches, small, strict=True)]
     for batch, places, (seen, _) in zip(batches, large, observed, strict=True):
         for i in places:
             seen[i] = _observe_blocks(batch, i, scratch)
@@ -53,11 +56,30 @@ def _observe_blocks(batch: Batch, i: int, scratch: dict) -> tuple[Tensor, Tensor
             squares.append(torch.dot(g_block, g_block))
         return _sum(sizes) / _corrections(batch, i)[0], _sum(squares)
     for g_block, m_block, v_block in _blocks(g, m, v):
-        normalised = _like(scratch, g_block).zero_()
-        torch._fused_adam_([normalised], [g_block], [m_block], [v_block], [], [batch.steps[i]], lr=1.0, beta1=beta1,
-                           beta2=beta2, weight_decay=0.0, eps=group["eps"], amsgrad=False, maximize=group["maximize"])
+        normalised = _like(scratch, g_block)
+        if not sizes or not group["eps"]:  # without eps a zero of v makes a ratio infinite, which ratio_range can still mend
+            normalised.zero_()
+        torch._fused_adamw_([normalised], [g_block], [m_block], [v_block], [], [batch.steps[i]], lr=1.0, beta1=beta1,
+                            beta2=beta2, weight_decay=1.0, eps=group["eps"], amsgrad=False, maximize=group["maximize"])
         sizes.append(normalised.abs_().sum())  # several times faster than a norm of order 1
     return _sum(sizes), None
+
+
+def _observe_small(batch: Batch, places: Sequence[int]) -> tuple[list[tuple], list[None]]:
+    """The same for small tensors of "momentum", with one call of the kernel for all of them."""
+    group, nothing = batch.group, [None] * len(batch.params)
+    seen: list = list(nothing)
+    for chosen in _alike(batch, places):
+        tensors = [[of[i] for i in chosen] for of in (batch.grads, batch.exp_avgs, batch.exp_avg_sqs)]
+        steps = [batch.steps[i] for i in chosen]
+        torch._foreach_add_(steps, torch.ones((), device=steps[0].device))
+        zeros = tensors[0][0].new_zeros(sum(g.numel() for g in tensors[0]))
+        normalised = [part.view_as(g) for part, g in zip(zeros.split([g.numel() for g in tensors[0]]), tensors[0], strict=True)]
+        torch._fused_adam_(normalised, *tensors, [], steps, lr=1.0, beta1=group["betas"][0], beta2=group["betas"][1],
+                           weight_decay=0.0, eps=group["eps"], amsgrad=False, maximize=group["maximize"])
+        for i, size in zip(chosen, torch._foreach_norm(normalised, 1), strict=True):
+            seen[i] = size, None
+    return seen, nothing
 
 
 def _move_blocks(batch: Batch, i: int, rate: Tensor, scale: Tensor | None, scratch: dict) -> None:
@@ -69,8 +91,11 @@ def _move_blocks(batch: Batch, i: int, rate: Tensor, scale: Tensor | None, scrat
     shrink = 1 - scalar(group["lr"]) * group["weight_decay"] if group["weight_decay"] else None
     if group["direction"] != "adam":
         step = rate / first if scale is None else rate / (first * scale)
+        if shrink is None:  # a single sweep, which blocks would only interrupt
+            batch.params[i].addcmul_(batch.exp_avgs[i], step, value=-1)
+            return
         for p, m in _blocks(batch.params[i], batch.exp_avgs[i]):
-            (p if shrink is None else p.mul_(shrink)).addcmul_(m, step, value=-1)
+            p.mul_(shrink).addcmul_(m, step, value=-1)
         return
     step = rate * (second / first)
     for p, m, v in _blocks(batch.params[i], batch.exp_avgs[i], batch.exp_avg_sqs[i]):
