@@ -30,7 +30,6 @@ class Study:
     tasks: Callable[[], Sequence[Task]]
     tries: Callable[[Task], Tries]
     choose: bool = True
-    seeds: int = 10
 
 
 # --- tries ------------------------------------------------------------------------------------------------------------
@@ -106,11 +105,14 @@ def labels(task: Task) -> Tries:
 
 
 def surgery(task: Task) -> Tries:
-    """One stage alone, or all; where the task has a new head, that trains in any case."""
-    lrs = {"head": (1e-3, 3e-3, 1e-2, 3e-2)}
+    """One stage alone, all at one rate, or all at graded rates; where the task has a new head, that trains in any case."""
+    wide = (*RATES, 3e-2)
     always = ("head",) if task.new_head else ()
-    return {stage: _one(lrs.get(stage, RATES), plan=recipes.only(*dict.fromkeys((stage, *always)))) for stage in STAGES} | {
-        "all": _one((1e-4, *RATES[:3]))}
+    return {stage: _one(wide, plan=recipes.only(*dict.fromkeys((stage, *always)))) for stage in STAGES[:-1]} | {
+        "head": _one((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), plan=recipes.head_only),
+        "all": _one((1e-4, *RATES)),
+        "layer decay": _one(wide, _decayed(0.5)),
+        "reversed decay": _one(wide, partial(recipes.reversed_decay, decay=0.5))}
 
 
 def surgery_tasks() -> list[Task]:
@@ -193,29 +195,35 @@ STUDIES = {
 # --- photographs ------------------------------------------------------------------------------------------------------
 
 def photo_strategies(task: Task) -> Tries:
-    """Three tries for each of ten ways, from a network that torchvision trained on ImageNet."""
+    """Four tries for each of ten ways, from a network that torchvision trained on ImageNet."""
     return _ways(
-        scratch=RATES[1:], head=RATES[1:], one=(1e-4, 3e-4, 1e-3), pairs=[(1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 3e-3)],
-        decays=[(3e-4, 0.7), (1e-3, 0.7), (1e-3, 0.5)], pulls=[(3e-4, 10), (1e-3, 3), (1e-3, 10)], weights="DEFAULT")
+        scratch=RATES, head=(*RATES[1:], 3e-2), one=(3e-5, 1e-4, 3e-4, 1e-3),
+        pairs=[(3e-5, 1e-3), (1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 3e-3)],
+        decays=[(1e-4, 0.7), (3e-4, 0.7), (1e-3, 0.7), (1e-3, 0.5)],
+        pulls=[(1e-4, 10), (3e-4, 10), (1e-3, 3), (1e-3, 10)], weights="DEFAULT")
 
 
 def photo_tasks(folders: Mapping[str, str], architecture: str) -> list[Task]:
-    """Tasks by name from folders of images, 20 a class to train on; torchvision's architecture and its default weights."""
+    """Tasks by name from folders of images, 20 a class to train on; torchvision's architecture and its default weights.
+
+    Another architecture than ResNet-18 becomes a part of the name, so that its rows are not taken for those of the other.
+    """
     def load(weights: str | None) -> torch.nn.Module:
         return torchvision.models.get_model(architecture, weights=weights)
 
-    return [Task(image_folder(path, image_size=128), per_class=20, val_per_class=15, test_per_class=50, steps=40, name=name,
-                 load=load) for name, path in folders.items()]
+    return [Task(image_folder(path, image_size=128), per_class=20, val_per_class=15, test_per_class=50, steps=40,
+                 name=name if architecture == "resnet18" else f"{name}, {architecture}", load=load)
+            for name, path in folders.items()]
 
 
 PHOTOGRAPHS = {
     "photographs": ("Which way to fine-tune is best on photographs, such as yours?", photo_strategies, True),
     "photographs-robustness": ("How wide is the range of good rates on photographs, such as yours?",
-                               partial(robustness, grid=(1e-4, *RATES), weights="DEFAULT"), False),
+                               partial(robustness, grid=(3e-5, 1e-4, *RATES), weights="DEFAULT"), False),
 }
 
 
 def photograph_study(name: str, folders: Mapping[str, str], architecture: str = "resnet18") -> Study:
     """The study of photographs with that name, on these folders (see :func:`photo_tasks`)."""
     question, tries, choose = PHOTOGRAPHS[name]
-    return Study(question, lambda: photo_tasks(folders, architecture), tries, choose, seeds=5)
+    return Study(question, lambda: photo_tasks(folders, architecture), tries, choose)

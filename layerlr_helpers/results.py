@@ -9,6 +9,7 @@ import pandas as pd
 from filelock import FileLock
 
 KEY = ["split", "task", "strategy", "rates", "seed"]  # what tells one run from another
+TEXTS = [*KEY[:4], "precision", "torch", "device", "library"]  # never read as numbers or as missing, whatever they look like
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
@@ -20,10 +21,11 @@ def read_rows(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.exists():
         return no_rows()
-    rows = pd.read_csv(path, dtype={"rates": str, "task": str, "threads": "Int64"})
-    if lacking := [name for name in KEY if name not in rows]:
+    columns = pd.read_csv(path, nrows=0).columns
+    if lacking := [name for name in KEY if name not in columns]:
         raise ValueError(f"{path} holds no recorded runs: it has no column {', '.join(lacking)}; give another file")
-    return rows.fillna({"rates": "", "task": ""})
+    return pd.read_csv(path, dtype={"threads": "Int64"} | dict.fromkeys(TEXTS, str), keep_default_na=False,
+                       na_values={name: [""] for name in columns.difference(TEXTS)})
 
 
 def no_rows() -> pd.DataFrame:
@@ -34,7 +36,8 @@ def no_rows() -> pd.DataFrame:
 def append_row(path: str | Path, row: Mapping[str, object]) -> None:
     """Add one row: the whole file is written anew beside the old one and takes its place in one stroke.
 
-    Several processes may add to one file: each waits for its turn, by a lock that the system takes back from a dead one.
+    Several processes may add to one file: each waits for its turn, by a lock that the system takes back from a dead one. A
+    run that is there by then stays as it is.
 
     Raises:
         ValueError: the file has other columns than the row.
@@ -47,6 +50,8 @@ def append_row(path: str | Path, row: Mapping[str, object]) -> None:
         rows = read_rows(path)
         if len(rows) and list(rows.columns) != list(row):
             raise ValueError(f"{path} has the columns {list(rows.columns)}, and the row has {list(row)}; write to another file")
+        if not missing(rows, [tuple(row[name] for name in KEY)]):
+            return
         temporary = path.with_name(path.name + ".tmp")
         with open(temporary, "w", encoding="utf-8", newline="") as file:
             pd.concat([rows, pd.DataFrame([row])] if len(rows) else [pd.DataFrame([row])]).to_csv(file, index=False)
@@ -77,6 +82,7 @@ def winners(rows: pd.DataFrame, tries: Mapping[str, Iterable[str]] | None = None
     ``tries`` are the rates to choose from for each strategy; None chooses from all that were tried.
     """
     searched = rows[rows["split"] == "validation"].groupby(["strategy", "rates"], sort=False)[["accuracy", "loss"]].mean()
+    searched["accuracy"] = searched["accuracy"].round(9)  # (0.7 + 0.1) / 2 and 0.4 are a tie
     best_first = searched.reset_index().sort_values(["accuracy", "loss"], ascending=[False, True])
     tries = {name: list(best_first["rates"]) for name in rows["strategy"].unique()} if tries is None else tries
     chosen = {}
@@ -93,7 +99,7 @@ def paired_intervals(rows: pd.DataFrame, baseline: str, *, seed: int = 0, draws:
     the mean difference when the seeds are drawn anew with replacement; Efron, 1979), ``seeds``. The rows are those of one task.
 
     Raises:
-        ValueError: the baseline was not tested, or a strategy was tested twice on a seed.
+        ValueError: the baseline was not tested, or on none of a strategy's seeds, or a strategy was tested twice on a seed.
     """
     tested = rows[rows["split"] == "test"]
     if (twice := tested[tested.duplicated(["strategy", "seed"])]["strategy"].unique()).size:
@@ -104,6 +110,8 @@ def paired_intervals(rows: pd.DataFrame, baseline: str, *, seed: int = 0, draws:
     found = {}
     for name in [name for name in rows["strategy"].unique() if name in tested]:
         pairs = tested[[name, baseline]].dropna()
+        if pairs.empty:
+            raise ValueError(f"{name!r} and {baseline!r} were tested on different seeds, so there is no difference to take")
         gaps = (pairs[name] - pairs[baseline]).to_numpy() if name != baseline else np.zeros(len(pairs))
         interval = mean_interval(gaps, seed=seed, draws=draws)
         found[name] = {"mean": tested[name].mean(), "difference": interval.pop("mean"), **interval, "seeds": len(gaps)}

@@ -43,21 +43,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         questions |= {name: f"{question} (needs --folder)" for name, (question, *_) in PHOTOGRAPHS.items()}
         print("\n".join(f"{name}: {question}" for name, question in questions.items()))
         return
-    if options.name in PHOTOGRAPHS and not options.folder:
-        parser.error(f"{options.name} needs at least one --folder NAME=PATH")
+    _check(parser, options)
     study = STUDIES.get(options.name) or photograph_study(options.name, dict(options.folder), options.model)
     path = Path(options.results) / f"{options.name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = conduct(study, path, range(options.seeds or study.seeds), tasks=options.task)
+    rows = conduct(study, path, range(options.seeds), tasks=options.task)
     tested = rows[rows["split"] == "test"].groupby(["task", "strategy", "rates"], sort=False)["accuracy"]
     print((100 * tested.agg(["mean", "std"])).round(1).assign(seeds=tested.count()).to_string())
     print(f"every run is a row of {path}")
 
 
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    names = [name for name, _ in options.folder]
+    if options.name in PHOTOGRAPHS and not names:
+        parser.error(f"{options.name} needs at least one --folder NAME=PATH")
+    if options.name in STUDIES and (names or options.model != parser.get_default("model")):
+        parser.error(f"{options.name} has its own images and network; --folder and --model are for {' and '.join(PHOTOGRAPHS)}")
+    if len(set(names)) < len(names):
+        parser.error(f"each --folder needs a name of its own, got {', '.join(names)}")
+    if missing := [path for _, path in options.folder if not Path(path).is_dir()]:
+        parser.error(f"no folder {', '.join(missing)}")
+    if options.seeds < 1:
+        parser.error(f"--seeds must be 1 or above, not {options.seeds}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m layerlr_helpers.experiments", description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", choices=[*STUDIES, *PHOTOGRAPHS], help="the study to run, or to go on with")
-    parser.add_argument("--seeds", type=int, help="test on seeds 0 to N - 1 (default: 10, on photographs 5)")
+    parser.add_argument("--seeds", type=int, default=10, help="test on seeds 0 to N - 1 (default %(default)s)")
     parser.add_argument("--task", action="append", default=[], help="only this task of the study (may be repeated)")
     parser.add_argument("--results", default="data/results", help="folder of the results (default %(default)s)")
     parser.add_argument("--folder", action="append", default=[], type=_named_folder, metavar="NAME=PATH",

@@ -168,7 +168,7 @@ def test_without_a_choice_every_try_is_tested_on_every_seed(task, made):
 
 @pytest.mark.parametrize("stop", [1, 7, 8, 10])
 def test_a_comparison_that_was_interrupted_goes_on_where_it_stopped(task, made, tmp_path, monkeypatch, stop):
-    path = tmp_path / "rows.csv"
+    path, task = tmp_path / "rows.csv", replace(task, name="digits")
     append, written = results.append_row, []
 
     def interrupted(*args):
@@ -207,6 +207,64 @@ def test_the_head_on_cached_features_is_the_head_on_the_frozen_network(task, mon
         assert cached[what] == pytest.approx(long_way[what], rel=1e-3)
 
 
+class Small(torch.nn.Module):
+    """A network of any kind: dropout before its head, or something after it."""
+
+    def __init__(self, dropout=0.0, factor=1.0):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+                                        torch.nn.Flatten(), torch.nn.Dropout(dropout))
+        self.classifier = torch.nn.Linear(4, 7)
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * self.classifier(self.body(x))
+
+
+def test_dropout_is_the_same_for_the_same_seed_and_takes_none_of_the_users_random_numbers(task):
+    noisy = replace(task, load=lambda weights: Small(0.5))
+    first = experiments.run(ONE_RATE, noisy, 0)
+    torch.rand(3)
+    before = torch.get_rng_state()
+    again = experiments.run(ONE_RATE, noisy, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {**first, "seconds": 0} == {**again, "seconds": 0}
+
+
+@pytest.mark.parametrize(("network", "fitted"), [(Small(), "Linear"), (Small(0.5), "Small"), (Small(factor=2.0), "Small")])
+def test_the_head_has_cached_features_only_where_they_are_what_it_would_be_given(task, network, fitted, monkeypatch):
+    seen = []
+    monkeypatch.setattr(experiments, "fit", lambda model, *rest, fit=experiments.fit, **options: (
+        seen.append(type(model).__name__), fit(model, *rest, **options)))
+    frozen = Strategy("head", uniform(1e-2), plan=recipes.head_only)
+    before = [p.clone() for p in network.body.parameters()]
+    experiments.run(frozen, replace(task, load=lambda weights: network), 0)
+    assert seen == [fitted]
+    assert all(torch.equal(p, q) for p, q in zip(network.body.parameters(), before, strict=True))
+
+
+def test_recorded_runs_of_another_budget_are_not_taken_for_this_tasks(task, tmp_path, made):
+    path, task = tmp_path / "rows.csv", replace(task, name="digits")
+    for columns, problem in (({"steps": 99, "images": 10}, r"'digits' with steps 99, and this one has 2"),
+                             ({"steps": 2, "images": 500}, r"'digits' with images 500, and this one has 10")):
+        path.unlink(missing_ok=True)
+        results.append_row(path, {"split": "test", "task": "digits", "strategy": "a", "rates": "", "seed": 0, **columns})
+        with pytest.raises(ValueError, match=problem + "; give the task another name"):
+            compare(TRIES, task, seeds=[0], results=path, progress=False)
+    with pytest.raises(ValueError, match="under the name of their task; give it one"):
+        compare(TRIES, replace(task, name=""), seeds=[0], results=path, progress=False)
+    assert not made
+
+
+def test_the_choice_is_made_on_two_seeds_however_many_were_validated(task, tmp_path, monkeypatch):
+    path, task = tmp_path / "rows.csv", replace(task, name="digits")
+    monkeypatch.setattr(experiments, "run", lambda strategy, task, seed, split: {
+        "accuracy": 0.9 - 0.3 * seed if strategy.name == "high" else 0.7, "loss": 1.0})  # the best on the first seeds alone
+    tries = {"a": [Strategy("low", uniform(1e-4)), Strategy("high", uniform(1e-3))]}
+    frames = [compare(tries, task, seeds=range(5), split="validation", results=path, progress=False) for _ in range(2)]
+    assert set(frames[0]["rates"]) == set(frames[1]["rates"]) == {"high"}
+
+
 def test_the_first_stages_are_kept_and_the_others_start_anew(task):
     start = experiments.prepared_model(None, 10, seed=3)
     pretrained = load_resnet18()
@@ -232,16 +290,6 @@ def test_rates_that_look_at_gradients_see_those_of_the_first_batch(task, seen, m
 
 
 def test_any_network_can_be_compared_and_test_images_limited(task, monkeypatch):
-    class Small(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
-                                            torch.nn.Flatten())
-            self.classifier = torch.nn.Linear(4, 7)
-
-        def forward(self, x):
-            return self.classifier(self.body(x))
-
     scored = []
     monkeypatch.setattr(experiments, "evaluate", lambda model, loader, **options: (
         scored.append(loader.dataset.labels.bincount().tolist()), evaluate(model, loader, **options))[1])
@@ -255,6 +303,7 @@ def test_any_network_can_be_compared_and_test_images_limited(task, monkeypatch):
     ({"strategies": [ONE_RATE, ONE_RATE]}, "strategies need different names, got"),
     ({"split": "train"}, "split must be 'validation' or 'test', not 'train'"),
     ({"seeds": []}, "at least one strategy and one seed"),
+    ({"seeds": [0, 1, 0]}, r"each seed is run once, got \[0, 1, 0\]"),
     ({"strategies": []}, "at least one strategy and one seed"),
     ({"strategies": {"a": [ONE_RATE, ONE_RATE]}}, "the tries of a strategy need different names; not so a"),
     ({"strategies": {"a": [ONE_RATE], "b": [ONE_RATE, TWO_RATES]}}, "as many tries .* got 1 for a, 2 for b"),

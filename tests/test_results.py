@@ -14,11 +14,21 @@ ROW = {"split": "test", "task": "digits", "strategy": "decay", "rates": "0.003, 
 def test_rows_come_back_as_they_were_added_and_rates_stay_text(tmp_path):
     path = tmp_path / "rows.csv"
     assert results.read_rows(path).empty
-    rows = [ROW, {**ROW, "rates": "0.01", "seed": 1}, {**ROW, "accuracy": 0.3, "task": ""}]
+    rows = [ROW, {**ROW, "rates": "0.01", "seed": 1}, {**ROW, "accuracy": 0.3, "task": ""},
+            {**ROW, "strategy": "1e-3", "task": "NA"}, {**ROW, "strategy": "None", "rates": "null"}]
     for row in rows:
         results.append_row(path, row)
     assert results.read_rows(path).to_dict("records") == rows
     assert [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")] == ["rows.csv"]
+
+
+def test_a_run_that_is_there_stays_as_it_is(tmp_path):
+    path = tmp_path / "rows.csv"
+    for row in (ROW, {**ROW, "seed": 1, "accuracy": None}, {**ROW, "accuracy": 0.1}):
+        results.append_row(path, row)
+    rows = results.read_rows(path)
+    assert list(rows["seed"]) == [0, 1]
+    assert list(rows["accuracy"].fillna(-1)) == [0.85, -1]
 
 
 def test_a_row_of_another_shape_is_refused_and_the_file_left_alone(tmp_path):
@@ -106,6 +116,8 @@ def test_winners_have_the_best_mean_on_validation_images_and_the_lower_loss_wher
                         + validated("b", "low", (0.4, 0.4)) + validated("b", "high", (0.4, 0.4), loss=0.5)
                         + [{**ROW, "strategy": "a", "rates": "high", "loss": 0}])
     assert results.winners(rows) == {"a": "low", "b": "high"}
+    by_rounding = validated("c", "low", (0.7, 0.1)) + validated("c", "high", (0.4, 0.4), loss=2.0)
+    assert results.winners(pd.DataFrame(by_rounding)) == {"c": "low"}
     assert results.winners(rows, {"b": ["low"], "a": ["high"]}) == {"b": "low", "a": "high"}  # only these to choose from
 
 
@@ -130,5 +142,7 @@ def test_intervals_of_what_was_not_tested_or_twice_are_refused():
     rows = scores(("hard", "test", lambda seed: 0.5), ("better", "test", lambda seed: 0.6))
     with pytest.raises(ValueError, match="no strategy 'easy' was tested, only better, hard"):
         results.paired_intervals(rows, "easy")
+    with pytest.raises(ValueError, match="'better' and 'hard' were tested on different seeds"):
+        results.paired_intervals(rows[(rows["strategy"] == "hard") == (rows["seed"] < 5)], "hard")
     with pytest.raises(ValueError, match="hard was tested more than once on a seed; choose the rows of one task"):
         results.paired_intervals(pd.concat([rows, rows[rows["strategy"] == "hard"].assign(task="other")]), "hard")

@@ -1,5 +1,7 @@
 """Recorded studies: their tasks and tries, and the command that runs them."""
 
+from pathlib import Path
+
 import pytest
 
 from layerlr_helpers import Strategy, Task, catalogue, experiments, results, studies, uniform
@@ -106,11 +108,26 @@ def test_photographs_are_recorded_under_the_name_that_they_are_given(made, tmp_p
     main(["photographs-robustness", "--folder", f"strokes, untrained={folder}", "--seeds", "1", "--results", str(tmp_path)])
     rows = results.read_rows(tmp_path / "photographs-robustness.csv")
     assert set(rows["task"]) == {"strokes, untrained"}
-    assert len(rows) == 4 * 5
-    for wrong in (["photographs"], ["photographs", "--folder", str(folder)]):
-        with pytest.raises(SystemExit):
-            main(wrong)
-    assert "NAME=PATH" in capsys.readouterr().err
+    assert len(rows) == 4 * 6
+    made.clear()
+    main(["photographs-robustness", "--folder", f"strokes, untrained={folder}", "--seeds", "1", "--results", str(tmp_path),
+          "--model", "resnet34"])
+    assert {name for name, *_ in made} == {"strokes, untrained, resnet34"}
+
+
+@pytest.mark.parametrize(("arguments", "problem"), [
+    (["photographs"], "photographs needs at least one --folder NAME=PATH"),
+    (["photographs", "--folder", "tests"], "give NAME=PATH, not 'tests'"),
+    (["photographs", "--folder", "a=tests", "--folder", "a=data"], "each --folder needs a name of its own, got a, a"),
+    (["photographs", "--folder", "a=nowhere/b"], "no folder nowhere/b"),
+    (["labels", "--model", "resnet34"], "labels has its own images and network"),
+    (["labels", "--seeds", "0"], "--seeds must be 1 or above, not 0")])
+def test_a_command_that_cannot_be_carried_out_is_refused(made, capsys, monkeypatch, arguments, problem):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert problem in capsys.readouterr().err
+    assert not made
 
 
 def save(image, path):

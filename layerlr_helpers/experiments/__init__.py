@@ -1,7 +1,8 @@
 """Comparing strategies fairly: the same data, the same number of steps, the same seeds, one number at the end."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from layerlr_helpers.caching import cache_features, head_module
 from layerlr_helpers.datasets import ImageSet, few_shot_split
@@ -103,11 +104,13 @@ def compare(strategies: Sequence[Strategy] | Mapping[str, Sequence[Strategy]], t
         split: what the runs on ``seeds`` are scored on. Choose rates with ``"validation"`` and report once with ``"test"``.
         choose: False chooses nothing and runs every try on every seed, to see how much depends on the rates.
         results: a CSV file to record each run in as soon as it is done. The runs that it already has are not made again,
-            so the same call goes on where it was stopped. A run is known by task, strategy, rates and seed.
+            so the same call goes on where it was stopped. A run is known by the names of task and strategy, rates and seed,
+            so the task needs a name.
 
     Raises:
-        ValueError: no strategy or no seed, two strategies or tries of one name, another number of tries for some, an unknown
-            split, or ``results`` with other columns.
+        ValueError: no strategy or no seed, a seed given twice, two strategies or tries of one name, another number of tries for
+            some, an unknown split; ``results`` for a task without a name, or with other columns, or with runs of this name that
+            had another budget.
         FileNotFoundError: no folder for ``results``.
     """
     import pandas as pd  # here: slow to import
@@ -116,8 +119,8 @@ def compare(strategies: Sequence[Strategy] | Mapping[str, Sequence[Strategy]], t
 
     seeds = list(seeds)
     tries = _tries(strategies, task)
-    _check(strategies, tries, seeds, split, choose, results)
-    done = recorded.read_rows(results) if results is not None else recorded.no_rows()
+    _check(strategies, tries, seeds, split, choose)
+    done = _recorded(results, task) if results is not None else recorded.no_rows()
 
     def make(wanted: list[tuple], title: str) -> None:
         nonlocal done
@@ -134,7 +137,8 @@ def compare(strategies: Sequence[Strategy] | Mapping[str, Sequence[Strategy]], t
     if choose and any(len(of_it) > 1 for of_it in chosen.values()):
         make([("validation", task.name, name, rates, seed) for name in tries for rates in tries[name] for seed in SEARCH_SEEDS],
              "choosing rates")
-        chosen = {name: [rates] for name, rates in recorded.winners(done[done["task"] == task.name], tries).items()}
+        searched = done[(done["task"] == task.name) & done["seed"].isin(SEARCH_SEEDS)]
+        chosen = {name: [rates] for name, rates in recorded.winners(searched, tries).items()}
     wanted = [(split, task.name, name, rates, seed) for seed in seeds for name in tries for rates in chosen[name]]
     make(wanted, "testing" if split == "test" else split)
     return recorded.chosen_rows(done, wanted)
@@ -143,7 +147,9 @@ def compare(strategies: Sequence[Strategy] | Mapping[str, Sequence[Strategy]], t
 def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> dict[str, object]:
     """Train one strategy once; returns accuracy and loss on the split, steps, images seen, seconds of training, and versions.
 
-    If the head alone ever trains, it is trained on cached features: the same numbers in a fraction of the time.
+    The same seed gives the same run, whatever torch's own generator was at; that is left as it was. If the head alone ever
+    trains, it is trained on cached features (in single precision) where nothing random stands before it: the same but for
+    rounding, in a fraction of the time.
     """
     train, val, test = few_shot_split(task.data, task.per_class, val_per_class=task.val_per_class, seed=seed)
     scored = val if split == "validation" else _first_of_each(test, task.test_per_class)
@@ -158,17 +164,15 @@ def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> di
     if strategy.look_first:
         _gradients(model, next(iter(loader(train))), autocast)
     optimizer = strategy.optimizer(param_groups(groups, strategy.rates, weight_decay=task.weight_decay))
-    steps = task.steps if task.steps is not None else task.epochs * len(loader(train))
+    steps = _steps(task, len(train))
     schedule = strategy.schedule(optimizer, steps) if strategy.schedule is not None else None
     plan = strategy.plan(groups, steps) if strategy.plan is not None else None
     unfreezing = ProgressiveUnfreezing(groups, plan, batch_norm=strategy.batch_norm) if plan is not None else None
     start = perf_counter()
-    trained, data = model, train
-    if unfreezing is not None and strategy.batch_norm == "freeze" and set(unfreezing.plan.first_steps) == {groups[-1].name}:
-        unfreezing.apply(0)
-        trained, data = head_module(groups), cache_features(model, train, groups)
-    fit(trained, optimizer, loader(data), steps=steps, schedule=schedule, unfreezing=unfreezing, autocast=autocast,
-        progress=False)
+    with _seeded(seed, task.device):  # for dropout
+        trained, data = _head_and_features(model, groups, train, unfreezing) or (model, train)
+        fit(trained, optimizer, loader(data), steps=steps, schedule=schedule, unfreezing=unfreezing, autocast=autocast,
+            progress=False)
     seconds = perf_counter() - start
     own = torch.Generator()  # a loader without one takes a number from the global generator
     scores = evaluate(model, DataLoader(scored, 256, generator=own), autocast=autocast)
@@ -185,20 +189,56 @@ def prepared_model(weights: str | None, num_classes: int | None, seed: int, *, k
     With ``num_classes`` it has a new head, the same one for all ``weights``. ``keep`` and ``load`` are as in ``Strategy``
     and ``Task``.
     """
-    with torch.random.fork_rng(devices=[]):
-        _seed(seed)
+    with _seeded(seed):
         model = load(weights)
-        if keep is not None:
-            _seed(seed)
+    if keep is not None:
+        with _seeded(seed):
             _start_anew(model, load(None), keep)
-        if num_classes is not None:
-            _seed(seed)  # again: random weights took more numbers than pretrained ones
+    if num_classes is not None:
+        with _seeded(seed):  # again: random weights took more numbers than pretrained ones
             new_head(model, num_classes)
     return model
 
 
-def _seed(seed: int) -> None:
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators, too
+@contextmanager
+def _seeded(seed: int, device: str = "cpu") -> Iterator[None]:
+    """Random numbers depend on ``seed`` alone inside; torch's generators, of this device too, are then as they were."""
+    on_gpu = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=[torch.device(device)] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all of the GPUs' generators, too
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _head_and_features(model: nn.Module, groups: Sequence[LayerGroup], train: ImageSet,
+                       unfreezing: ProgressiveUnfreezing | None) -> tuple[nn.Module, Dataset] | None:
+    """The head and what it is given, where nothing else ever trains and that stays the same; None where it is otherwise."""
+    if unfreezing is None or unfreezing.batch_norm != "freeze" or set(unfreezing.plan.first_steps) != {groups[-1].name}:
+        return None
+    unfreezing.apply(0)
+    try:
+        if _answers_at_random(model, train[0][0][None].to(next(model.parameters()).device)):
+            return None
+        return head_module(groups), cache_features(model, train, groups)
+    except ValueError:  # the head is no single module, or not the last to touch the output
+        return None
+
+
+@torch.no_grad()
+def _answers_at_random(model: nn.Module, inputs: torch.Tensor) -> bool:
+    """Whether the network, as it is trained, gives another output each time, as dropout in it does."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.train()
+    try:
+        return not torch.equal(model(inputs), model(inputs))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 @torch.no_grad()
@@ -213,6 +253,10 @@ def _gradients(model: nn.Module, batch, autocast: torch.dtype | None) -> None:
     """The gradients of one batch, in eval mode, so that BatchNorm's statistics stay as they are."""
     model.eval()
     train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), *batch, autocast=autocast)
+
+
+def _steps(task: Task, images: int) -> int:
+    return task.steps if task.steps is not None else task.epochs * -(-images // task.batch_size)
 
 
 def _images_seen(steps: int, images: int, batch_size: int) -> int:
@@ -241,7 +285,26 @@ def _text(rates: Mapping[str, float]) -> str:
     return ", ".join(text for text, _ in itertools.groupby(f"{lr:.3g}" for lr in rates.values()))
 
 
-def _check(strategies, tries, seeds: Sequence[int], split: str, choose: bool, results) -> None:
+def _recorded(path: str | Path, task: Task) -> "pd.DataFrame":
+    """The rows that a file has, after checking that those of this task had its budget."""
+    from layerlr_helpers import results as recorded
+
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"no folder {Path(path).parent} to record results in; make it first")
+    if not task.name:
+        raise ValueError("runs are recorded under the name of their task; give it one: Task(…, name=…)")
+    rows = recorded.read_rows(path)
+    images = task.per_class * len(task.data.class_names)
+    budget = {"steps": _steps(task, images), "images": _images_seen(_steps(task, images), images, task.batch_size)}
+    mine = rows[rows["task"] == task.name]
+    for name, number in budget.items():
+        if (other := set(mine[name].dropna()) - {number} if name in mine else set()):
+            raise ValueError(f"{path} has runs of a task {task.name!r} with {name} {', '.join(map(str, sorted(other)))}, and "
+                             f"this one has {number}; give the task another name, or the results another file")
+    return rows
+
+
+def _check(strategies, tries, seeds: Sequence[int], split: str, choose: bool) -> None:
     names = list(strategies) if isinstance(strategies, Mapping) else [strategy.name for strategy in strategies]
     if len(set(names)) < len(names):
         raise ValueError(f"strategies need different names, got {names}")
@@ -249,11 +312,11 @@ def _check(strategies, tries, seeds: Sequence[int], split: str, choose: bool, re
         raise ValueError(f"split must be 'validation' or 'test', not {split!r}")
     if not names or not seeds:
         raise ValueError("there is nothing to compare: give at least one strategy and one seed")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"each seed is run once, got {seeds}")
     if isinstance(strategies, Mapping):
         if repeated := [name for name, of_it in strategies.items() if len(tries[name]) < len(of_it)]:
             raise ValueError(f"the tries of a strategy need different names; not so {', '.join(repeated)}")
         if choose and len({len(of_it) for of_it in tries.values()}) > 1:
             raise ValueError("a fair search has as many tries for one strategy as for another, got "
                              + ", ".join(f"{len(of_it)} for {name}" for name, of_it in tries.items()))
-    if results is not None and not Path(results).parent.is_dir():
-        raise FileNotFoundError(f"no folder {Path(results).parent} to record results in; make it first")
