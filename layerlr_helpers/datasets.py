@@ -4,6 +4,7 @@ Every function returns an :class:`ImageSet`: all images in memory, so that an ep
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,11 @@ MEAN = torch.tensor([0.485, 0.456, 0.406])
 STD = torch.tensor([0.229, 0.224, 0.225])
 INPUT_SHIFTS = ("inverted", "blurred", "noisy")
 OUTPUT_SHIFTS = ("permuted", "odd_even")
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+# What lies beside images and is none, so that nobody misses it.
+NOTES = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".htm", ".ini", ".log",
+         ".pdf", ".db", ".py", ".ipynb"}
+NOTES_WITHOUT_ENDING = {"license", "licence", "readme", "notice", "copying", "authors", "citation", "changelog", "source"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -182,12 +188,15 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
 
     Everything is read at once (a thousand images of 128 pixels take 50 MB), so a bad file is found now and not in
     the middle of an epoch. ``unreadable`` says what to do with one: ``"raise"``, or ``"skip"`` with a warning.
-    Photographs are turned upright, transparent images laid on white, hidden files and folders left out.
+    Photographs are turned upright, transparent images laid on white, hidden files and folders left out. Files that do not
+    end like an image that Pillow reads (.heic, .mp4) are left out too; a warning counts them, but for texts and tables.
+    Pixels of 16 bits are scaled to 8, and so are floats of 0 to 1.
     ``factors["file"]`` is each image's place in the list of all files, sorted by class and name.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no class folders, a class without images, or a file that is no image.
+        ValueError: no class folders, folders of splits (train, val, …) in their place, a class without images, or a file
+            that ends like an image and cannot be read as one.
     """
     if unreadable not in ("raise", "skip"):
         raise ValueError(f"unreadable must be 'raise' or 'skip', not {unreadable!r}")
@@ -206,7 +215,7 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
     if bad and unreadable == "raise":
         file, error = bad[0]
         raise ValueError(f"{len(bad)} unreadable file(s), the first is {file} ({error}); mend it, or pass "
-                         "unreadable='skip'") from error
+                         "unreadable='skip' (on the command line --skip-unreadable)") from error
     if bad:
         warnings.warn(f"skipped {len(bad)} unreadable file(s): {', '.join(str(file) for file, _ in bad)}", stacklevel=2)
     empty = [name for label, name in enumerate(files) if label not in set(labels)]
@@ -221,18 +230,40 @@ def _class_files(path: Path) -> dict[str, list[Path]]:
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
     def is_image(file: Path) -> bool:
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)  # macOS's ._a.jpg, Jupyter's copies
-        return file.suffix.lower() in endings and not hidden and file.is_file()
+        return file.suffix.lower() in endings
 
-    files = {folder.name: sorted(filter(is_image, folder.rglob("*")))
-             for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")}
-    if not files:
-        loose = sum(map(is_image, path.iterdir()))
+    def is_shown_file(file: Path) -> bool:
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)  # macOS's ._a.jpg, Jupyter's copies
+        return not hidden and file.is_file()
+
+    folders = _subfolders(path)
+    if not folders:
+        loose = sum(is_image(file) and is_shown_file(file) for file in path.iterdir())
         raise ValueError(f"{path} has no subfolders; put the images of each class into a subfolder of its own"
                          + (f" ({loose} images lie directly in it)" if loose else ""))
+    if all(folder.name.lower() in SPLITS for folder in folders) and any(map(_subfolders, folders)):
+        to_train_on = next((folder for folder in folders if folder.name.lower().startswith("train")), folders[0])
+        raise ValueError(f"the folders {', '.join(folder.name for folder in folders)} in {path} are parts of the data and no "
+                         f"classes; pass one whose subfolders are the classes, e.g. {to_train_on}")
+    files = {folder.name: sorted(filter(is_shown_file, folder.rglob("*"))) for folder in folders}
+    others = Counter(file.suffix.lower() or "without an ending" for group in files.values() for file in group
+                     if not is_image(file) and not _is_note(file))
+    if others:
+        warnings.warn(f"left out {others.total()} file(s) that do not end like an image that can be read here ("
+                      f"{', '.join(f'{n} {ending}' for ending, n in others.most_common())}); if they are images, save them as "
+                      ".jpg or .png", stacklevel=3)
+    files = {name: list(filter(is_image, group)) for name, group in files.items()}
     if empty := [name for name, group in files.items() if not group]:
         raise ValueError(f"class folder(s) {empty} of {path} contain no image (known endings: .jpg, .png, .webp, …)")
     return files
+
+
+def _subfolders(path: Path) -> list[Path]:
+    return [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _is_note(file: Path) -> bool:
+    return file.suffix.lower() in NOTES if file.suffix else file.name.lower() in NOTES_WITHOUT_ENDING
 
 
 def _read_image(file: Path, size: int) -> Tensor:
@@ -245,12 +276,29 @@ def _read_image(file: Path, size: int) -> Tensor:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to white
-        return Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode[0] in "IF":  # which Pillow would clip to black and white
+        return Image.fromarray(_eight_bits(np.asarray(image), always_sixteen="16" in image.mode)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(pixels: np.ndarray, *, always_sixteen: bool) -> np.ndarray:
+    """Grey values of another kind as uint8: floats of 0 to 1, or integers, which may have 8 or 16 bits.
+
+    Raises:
+        ValueError: values outside, of which nobody knows what is black and what is white.
+    """
+    low, high, floats = pixels.min(), pixels.max(), pixels.dtype.kind == "f"
+    white = 1 if floats else 65535
+    if not 0 <= low <= high <= white:  # nor if one is not a number
+        raise ValueError(f"its pixels go from {low} to {high}; {'floats' if floats else 'integers'} are read from 0 for black "
+                         f"to {white} for white, so scale them to that, or save it with 8 bits a pixel")
+    if floats:
+        return (255 * pixels).round().astype(np.uint8)
+    # Some versions of Pillow open a PNG of 16 bits as integers of 32, in which values of 8 bits may lie as well.
+    return (pixels // 256 if always_sixteen or high > 255 else pixels).astype(np.uint8)
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:

@@ -1,5 +1,6 @@
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -276,6 +277,38 @@ def test_hidden_and_other_files_are_left_out(folder):
     assert len(image_folder(folder, image_size=16)) == 3
 
 
+@pytest.mark.parametrize("splits", [("train", "val"), ("Test", "Training", "valid"), ("validation",)])
+def test_folders_of_splits_are_not_taken_for_classes(folder, splits):
+    for split in splits:
+        shutil.copytree(folder / "cat", folder / "all" / split / "cat")
+        shutil.copytree(folder / "dog", folder / "all" / split / "dog")
+    first = next((split for split in splits if split.lower().startswith("train")), splits[0])
+    with pytest.raises(ValueError, match=rf"no classes; pass one whose subfolders .* e\.g\. .*all.{first}$"):
+        image_folder(folder / "all", image_size=16)
+    assert image_folder(folder / "all" / first, image_size=16).class_names == ("cat", "dog")
+
+
+def test_classes_that_are_only_named_like_splits_are_read(tmp_path):
+    for name in ("test/1.png", "train/2.png"):
+        (tmp_path / name).parent.mkdir()
+        colour_image().save(tmp_path / name)
+    assert image_folder(tmp_path, image_size=16).class_names == ("test", "train")
+    (tmp_path / "steam train" / "deep").mkdir(parents=True)
+    colour_image().save(tmp_path / "steam train" / "deep" / "3.png")
+    assert image_folder(tmp_path, image_size=16).class_names == ("steam train", "test", "train")
+
+
+def test_images_of_an_unknown_ending_are_counted_in_one_warning(folder):
+    for name in ("cat/1.HEIC", "cat/2.heic", "dog/clip.mp4", "dog/5", "dog/.hidden.heic", "dog/Thumbs.db", "dog/LICENSE",
+                 "cat/labels.json", "cat/README.md"):
+        (folder / name).write_bytes(b"something")
+    with pytest.warns(UserWarning, match=r"left out 4 .*\(2 \.heic, 1 without an ending, 1 \.mp4\).* as \.jpg") as caught:
+        data = image_folder(folder, image_size=16)
+    assert len(data) == 3
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         image_folder(tmp_path / "nowhere")
@@ -364,6 +397,25 @@ def test_every_kind_of_pixel_becomes_the_same_rgb(tmp_path, mode):
 def test_sixteen_bits_a_pixel_are_scaled_and_not_clipped(tmp_path):
     image = saved(tmp_path, "x.png", Image.fromarray(np.asarray(ramp()).astype(np.uint16) * 256))
     assert (image.mean((0, 1)) - torch.linspace(0, 255, 32)).abs().max() < 2
+
+
+@pytest.mark.parametrize(("dtype", "white", "ending"), [
+    (np.int32, 255, "tif"), (np.int32, 65535, "tif"), (np.uint16, 65535, "png"), (np.float32, 1, "tif")])
+def test_grey_values_of_every_kind_go_from_black_to_white(tmp_path, dtype, white, ending):
+    image = saved(tmp_path, f"x.{ending}", Image.fromarray((np.asarray(ramp()) / 255 * white).astype(dtype)))
+    assert (image.mean((0, 1)) - torch.linspace(0, 255, 32)).abs().max() < 2
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [(np.float32, 0, 255), (np.float32, -1, 1), (np.float32, 0, np.nan),
+                                                    (np.int32, -5, 9), (np.int32, 0, 70000)])
+def test_grey_values_that_may_mean_anything_are_refused_by_name_or_skipped(folder, dtype, low, high):
+    pixels = np.full((20, 20), low, dtype)
+    pixels[3] = high
+    Image.fromarray(pixels).save(folder / "cat" / "odd.tif")
+    with pytest.raises(ValueError, match=r"1 unreadable file.*odd\.tif .*pixels go from .* so scale them to that"):
+        image_folder(folder, image_size=16)
+    with pytest.warns(UserWarning, match=r"skipped 1 unreadable.*odd\.tif"):
+        assert len(image_folder(folder, image_size=16, unreadable="skip")) == 3
 
 
 def test_transparent_pixels_become_white(tmp_path):
