@@ -17,6 +17,7 @@ from layerlr_helpers import training
 from layerlr_helpers.layers import LayerGroup
 from layerlr_helpers.naming import matching
 from layerlr_helpers.param_groups import Rates, named
+from layerlr_helpers.schedules import peak_rate
 from layerlr_helpers.tracing import preserved, tensors_in
 
 if TYPE_CHECKING:
@@ -58,12 +59,16 @@ def relative_gradient_rates(highest_lr: float) -> Rates:
     It reads the gradients of a backward pass that has been made, such as the first batch's.
 
     Raises:
-        ValueError: a group has no gradient (says which).
+        ValueError: a group has no gradient, or all its weights are 0 (says which).
     """
     def of(groups):
-        norms = layer_statistics(groups).set_index("group")["relative_gradient"]
-        if norms.isna().any():
-            raise ValueError(f"no gradient in {', '.join(norms.index[norms.isna()])}; call backward() on a batch's loss first")
+        table = layer_statistics(groups).set_index("group")
+        norms, none, zero = table["relative_gradient"], table["grad_norm"].isna(), table["weight_norm"] == 0
+        if none.any():
+            raise ValueError(f"no gradient in {', '.join(table.index[none])}; call backward() on a batch's loss first")
+        if zero.any():
+            raise ValueError(f"the weights of {', '.join(table.index[zero])} are all 0, and a gradient has no size relative to "
+                             "0; start them at random, or choose rates that do not depend on the weights")
         return {name: float(highest_lr * norm / norms.max()) for name, norm in norms.items()}
 
     return of
@@ -156,7 +161,8 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
     layer group or a pattern, only those groups move and the others stand still, at a rate of 0. The test stops when the
     smoothed loss exceeds ``diverged`` times its lowest or is not finite. The suggestion is the factor at which the loss
     falls fastest, by a line through several neighbouring steps; not a number if it never falls. Model, optimizer and
-    random numbers are afterwards what they were. ``loss_fn`` and ``autocast`` are as in ``fit``.
+    random numbers are afterwards what they were. A group's rate is the one that it was made with, wherever a schedule has
+    moved it since. ``loss_fn`` and ``autocast`` are as in ``fit``.
 
     Raises:
         ValueError: fewer than 10 steps, ``low`` not below ``high``, a ``sweep`` that fits no group, a loss that is not
@@ -172,7 +178,7 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
     losses: list[float] = []
     smooth: list[float] = []
     with _undone(model, optimizer, train_loader):
-        peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        peaks = [peak_rate(group) for group in optimizer.param_groups]
         model.train()
         batches = _endless(train_loader)
         for factor in factors:

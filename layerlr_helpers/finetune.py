@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from layerlr_helpers import report
+from layerlr_helpers.checkpoints import CheckpointError
 from layerlr_helpers.datasets import ImageSet, few_shot_split, handwritten_digits, image_folder
 from layerlr_helpers.diagnostics import snapshot
 from layerlr_helpers.experiments import fused_adamw, prepared_model
@@ -81,7 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> dict:
             job = prepare(resolved(options), us)
         except (ValueError, OSError) as error:
             command.error(str(error))
-        return carry_out(job, us)
+        try:
+            return carry_out(job, us)
+        except CheckpointError as error:
+            command.error(str(error))
 
 
 def prepare(options: argparse.Namespace, us: Team) -> Job:
@@ -96,7 +100,8 @@ def prepare(options: argparse.Namespace, us: Team) -> Job:
     if options.data is not None and Path(options.data).resolve() in (output, *output.parents):
         raise ValueError(f"--output {output} is within the folder of images, where it would be a class; give a place outside")
     data = (handwritten_digits(image_size=options.image_size) if options.data is None
-            else image_folder(options.data, image_size=options.image_size))
+            else image_folder(options.data, image_size=options.image_size,
+                              unreadable="skip" if options.skip_unreadable else "raise"))
     settings = settings_of(options, data, us)
     check_output(output, settings)
     train, val, test = split(data, options)
@@ -140,7 +145,7 @@ def check_output(output: Path, settings: dict) -> None:
     """Refuse a folder that holds another run, or files that this one would overwrite.
 
     Raises:
-        ValueError: says which settings differ, or which files are in the way.
+        ValueError: says which settings differ, which files are in the way, or that settings.json is of something else.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file; name a folder")
@@ -149,12 +154,22 @@ def check_output(output: Path, settings: dict) -> None:
             raise ValueError(f"{output} has {', '.join(taken)} of something else, which this would overwrite; give another "
                              "--output")
         return
-    there = json.loads((output / "settings.json").read_text(encoding="utf-8"))
+    there = _settings_in(output / "settings.json")
     differ = [name for name in there | settings if name != "data" and there.get(name) != settings.get(name)]
     if differ:
         raise ValueError(f"{output} holds a run with other settings: " + "; ".join(
             f"{name} is {there.get(name, 'not set')} there and {settings.get(name, 'not set')} here" for name in differ)
             + ". Give the settings of that run to go on with it, or another --output")
+
+
+def _settings_in(file: Path) -> dict:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no text, or no JSON
+        raise ValueError(f"cannot read {file} ({error}); move it away, or give another --output") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} does not hold the settings of a run; move it away, or give another --output")
+    return settings
 
 
 def split(data: ImageSet, options: argparse.Namespace) -> tuple[ImageSet, ImageSet, ImageSet]:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import expanduser
 
 import torch
 import torchvision
@@ -55,8 +56,11 @@ def parser(description: str) -> argparse.ArgumentParser:
                                      usage="%(prog)s --output OUT [--data DIR] [--strategy NAME] [more options: see --help]",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add("--output", metavar="OUT", required=True, help="folder for the results; it is made if it is not there")
-    add("--data", metavar="DIR", help="folder of images, one subfolder a class (default: the built-in digits)")
+    add("--output", metavar="OUT", required=True, type=expanduser, help="folder for the results; it is made if it is not there")
+    add("--data", metavar="DIR", type=expanduser,
+        help="folder of images, one subfolder a class (default: the built-in digits)")
+    # Nothing where it is not given, so that it is not among the settings, as it was not before there was this option.
+    add("--skip-unreadable", action="store_true", default=None, help="leave out images that cannot be read, with a warning")
     add("--strategy", choices=STRATEGIES, default="layer-decay",
         help="which layers learn, how fast, and from when (default %(default)s)")
     add("--lr", type=float, help="peak rate of the head (default: by strategy, a tenth of it for ImageNet's weights)")

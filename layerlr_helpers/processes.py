@@ -6,7 +6,7 @@ the mean over the whole batch, also where the batch cannot be shared evenly, and
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
+from layerlr_helpers import checkpoints
 from layerlr_helpers.report import write_whole
 
 
@@ -62,7 +63,9 @@ def team(device: str) -> Iterator[Team]:
     if size > 1 and not there:
         dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=here if device == "cuda" else None)
     try:
-        yield Team(rank, size, here)
+        # What names no device (a seed, a barrier) is then about this process's GPU too.
+        with torch.cuda.device(here) if device == "cuda" else nullcontext():
+            yield Team(rank, size, here)
     finally:
         if size > 1 and not there:
             dist.destroy_process_group()
@@ -106,23 +109,20 @@ def shared_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return share + (total[0] / total[1] - share.detach())
 
 
-def level(checkpoints: Sequence[Path]) -> None:
+def level(paths: Sequence[Path]) -> None:
     """Bring the processes' checkpoints of ``fit`` to one step, if a kill came when some were written and others not yet.
 
     Those behind become copies of the first of the furthest. All hold the same weights, which the processes keep equal; only
     random numbers in the network (dropout) are then those of the process that was copied.
+
+    Raises:
+        CheckpointError: one of them is damaged, or no checkpoint of ``fit``.
     """
-    steps = [_step(path) for path in checkpoints]
-    furthest = checkpoints[steps.index(max(steps))]
-    for path, step in zip(checkpoints, steps, strict=True):
+    steps = [checkpoints.step(path) if path.exists() else -1 for path in paths]
+    furthest = paths[steps.index(max(steps))]
+    for path, step in zip(paths, steps, strict=True):
         if step < max(steps):
             write_whole(path, lambda temporary: temporary.write_bytes(furthest.read_bytes()))
-
-
-def _step(checkpoint: Path) -> int:
-    if not checkpoint.exists():
-        return -1
-    return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["place"]["step"]
 
 
 def _number(variable: str, otherwise: int) -> int:

@@ -4,7 +4,6 @@ Every function but :func:`predictions` takes plain data: labels, predicted label
 without pyplot, so they need no display and are not kept open.
 """
 
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from layerlr_helpers.checkpoints import put_in_place
 from layerlr_helpers.datasets import ImageSet
 from layerlr_helpers.diagnostics import layer_statistics
 from layerlr_helpers.layers import LayerGroup
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILES = ("report.md", "confusion.png", "mistakes.png")  # what write_report writes
+MOST_NAMED = 60  # classes whose names and counts are written into the confusion matrix's figure
 
 
 @torch.no_grad()
@@ -145,23 +146,29 @@ def layer_report(groups: Sequence[LayerGroup], before: Mapping[str, Tensor], rat
 def plot_confusion(matrix: "pd.DataFrame", axes: "Axes | None" = None) -> "Axes":
     """A :func:`confusion_matrix` as counts on colours: the darker, the larger the part of the true class's images.
 
-    New Axes grow with the number of classes, so that every count can be read; cells without an image stay empty.
+    New Axes grow with the number of classes, to 25 inches, so that every count can be read; cells without an image stay
+    empty. Above 60 classes there are the colours alone, and the classes' numbers in place of their names.
     """
     from matplotlib import colormaps
 
     counts, (rows, columns) = matrix.to_numpy(), (_short(matrix.index), _short(matrix.columns))
-    longest = max(map(len, rows))
-    side = max(0.42 * len(counts), 2.5)  # inches: small cells hold a number of three digits, few cells the colours' title
+    named = len(counts) <= MOST_NAMED
+    longest = max(map(len, rows)) if named else len(str(len(counts)))
+    # Inches: small cells hold a number of three digits, few cells the colours' title.
+    side = min(max(0.42 * len(counts), 2.5), 20.5) if named else 12
     axes = axes if axes is not None else _figure(side + 2 + 0.1 * longest, side + 0.7 + 0.1 * longest).add_subplot()
     shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)
     picture = axes.imshow(shares, cmap=colormaps["Blues"], vmin=0, vmax=100)
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
+    by = "" if named else ", by number"
+    axes.set(xlabel="predicted class" + by, ylabel="true class" + by)
+    if named:
+        for row, column in np.argwhere(counts):
+            count = counts[row, column]
             axes.text(column, row, str(count), ha="center", va="center", fontsize=9 if count < 1000 else 7,
                       color="white" if shares[row, column] > 55 else "black", fontweight="bold" if row == column else None)
-    places = range(len(counts))
-    axes.set(xlabel="predicted class", ylabel="true class", yticks=places, yticklabels=rows)
-    axes.set_xticks(places, columns, rotation=90 if longest > 2 else 0)
+        places = range(len(counts))
+        axes.set_yticks(places, rows)
+        axes.set_xticks(places, columns, rotation=90 if longest > 2 else 0)
     axes.figure.colorbar(picture, ax=axes, label="part of the true class (%)")
     return axes
 
@@ -225,7 +232,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
-    os.replace(temporary, path)
+    put_in_place(temporary, path)
 
 
 def _sections(matrix: "pd.DataFrame", layers: "pd.DataFrame", settings: Mapping[str, object]) -> list[str]:
@@ -245,7 +252,8 @@ def _sections(matrix: "pd.DataFrame", layers: "pd.DataFrame", settings: Mapping[
         "images or another seed would change.",
         "## Class by class",
         _markdown(classes[["class", "images", "recognised", "95 % interval", "precision", "taken for"]]),
-        "![Confusion matrix: true classes in rows, predicted ones in columns, with the number of test images](confusion.png)",
+        "![Confusion matrix: true classes in rows, predicted ones in columns, "
+        f"{'with the number of test images' if len(matrix) <= MOST_NAMED else 'both by number'}](confusion.png)",
         "## The most confident mistakes",
         "![The wrongly classified test images of which the network was surest](mistakes.png)",
         "## Layer by layer",

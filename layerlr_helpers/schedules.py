@@ -115,7 +115,7 @@ def one_cycle(optimizer: Optimizer, total_steps: int, **torch_kwargs) -> OneCycl
         raise ValueError("one_cycle takes each group's peak from the group's lr; set the rates there, not with max_lr")
     has_momentum = all(group.get("momentum") or "betas" in group for group in optimizer.param_groups)
     torch_kwargs = {"cycle_momentum": has_momentum} | torch_kwargs
-    return OneCycleLR(optimizer, max_lr=[_peak(group) for group in optimizer.param_groups], total_steps=total_steps,
+    return OneCycleLR(optimizer, max_lr=[peak_rate(group) for group in optimizer.param_groups], total_steps=total_steps,
                       **torch_kwargs)
 
 
@@ -190,7 +190,7 @@ def _back_to_peak(optimizer: Optimizer, last_epoch: int) -> None:
             group["initial_lr"] = group.pop("max_lr")
 
 
-def _peak(group: dict) -> float:
+def peak_rate(group: dict) -> float:
     """The rate that a group was made with: its ``lr``, or what a schedule that already moves it remembers."""
     return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
 

@@ -72,7 +72,7 @@ def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epoch
         ValueError: neither or both of epochs and steps; an optimizer of another model; a schedule or an unfreezing of
             other parameters than the optimizer's; an unfreezing that waits for reports without a validation loader;
             a one-cycle schedule shorter than the run; an unknown ``schedule_every``; a damaged checkpoint, or one of
-            another run; a loader without a batch.
+            another run or of one that began with other rates, options or first steps; a loader without a batch.
         FileNotFoundError: no folder for the checkpoint.
     """
     _check_run(model, optimizer, epochs, steps, unfreezing, val_loader)
@@ -86,9 +86,9 @@ def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epoch
     by_epoch = schedule is not None and schedule_every == "epoch" and not plateau
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule,
              "unfreezing": unfreezing if hasattr(unfreezing, "state_dict") else None}
-    rows, place = [], checkpoints.Place()
+    rows, place, settings = [], checkpoints.Place(), checkpoints.settings_of(optimizer, unfreezing)
     if resuming:
-        rows, place = checkpoints.load(checkpoint, parts, train_loader, total)
+        rows, place, settings = checkpoints.load(checkpoint, parts, train_loader, settings, total)
 
     def validation() -> dict[str, float]:
         metrics = evaluate(model, val_loader, loss_fn=loss_fn, autocast=autocast) if val_loader is not None else {}
@@ -108,7 +108,7 @@ def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epoch
                 place.step, place.batch = place.step + 1, place.batch + 1
                 _advance(bar, row)
                 if checkpoint_every is not None and place.step % checkpoint_every == 0:
-                    checkpoints.save(checkpoint, parts, rows, place, train_loader)
+                    checkpoints.save(checkpoint, parts, rows, place, train_loader, settings)
                 if place.step == total and place.batch != length:
                     break  # the run ends within this epoch; whoever goes on from here finds it unfinished
             else:
@@ -122,7 +122,7 @@ def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epoch
                     schedule.step(rows[-1].get("val_loss", _mean_loss(rows, place.epoch)))
                 place.epoch, place.batch = place.epoch + 1, 0
             if checkpoint is not None:
-                checkpoints.save(checkpoint, parts, rows, place, train_loader)
+                checkpoints.save(checkpoint, parts, rows, place, train_loader, settings)
     if place.batch:
         rows[-1] |= validation()  # not in the checkpoint: a run that goes on has no validation at this step
     return History(rows)

@@ -9,7 +9,7 @@ from runs import BATCHES, EPOCHS, LOADERS, SCHEDULES, STEPS, UNFREEZINGS, Augmen
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from layerlr_helpers import checkpoints, fit
+from layerlr_helpers import ProgressiveUnfreezing, UnfreezePlan, checkpoints, fit, one_cycle
 from layerlr_helpers.training import evaluate
 
 
@@ -115,6 +115,43 @@ def test_worker_processes_resume_too(tmp_path, workers):
     assert same(resumed.model.state_dict(), whole.model.state_dict())
 
 
+@pytest.mark.parametrize("unfreezing", UNFREEZINGS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_call_that_is_interrupted_can_be_made_again_with_the_same_objects(tmp_path, schedule, unfreezing):
+    """As in a notebook, where the schedule and the unfreezing have moved on by then."""
+    kinds = {"schedule": schedule, "unfreezing": unfreezing}
+    expected, history = uninterrupted(kinds)
+    run = Run(**kinds)
+    with pytest.raises(Interrupted):
+        fit(**run.arguments, epochs=EPOCHS, checkpoint=tmp_path / "x.pt", loss_fn=interrupted_after(2 * BATCHES + 2))
+    assert fit(**run.arguments, epochs=EPOCHS, checkpoint=tmp_path / "x.pt").rows == history.rows
+    assert same(run.model.state_dict(), expected.model.state_dict())
+
+
+def test_a_run_may_go_on_with_another_implementation_of_its_optimizer(tmp_path):
+    fit(**Run().arguments, steps=3, checkpoint=tmp_path / "x.pt")
+    run = Run(optimizer=lambda groups: torch.optim.AdamW(groups, foreach=False))
+    assert len(fit(**run.arguments, steps=5, checkpoint=tmp_path / "x.pt").rows) == 5
+
+
+def test_a_checkpoint_that_does_not_tell_what_the_run_began_with_is_resumed(tmp_path):
+    """Older ones do not."""
+    path, (_, history) = tmp_path / "x.pt", uninterrupted({})
+    fit(**Run().arguments, steps=3, checkpoint=path)
+    older = torch.load(path, weights_only=True)
+    del older["settings"]
+    torch.save(older, path)
+    assert finish(path, {})[1].rows == history.rows
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+    done, fsync, replace = [], checkpoints.os.fsync, checkpoints.os.replace
+    monkeypatch.setattr(checkpoints.os, "fsync", lambda file: (done.append("fsync"), fsync(file)))
+    monkeypatch.setattr(checkpoints.os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
+    fit(**Run().arguments, steps=1, checkpoint=tmp_path / "x.pt")
+    assert done == ["fsync", "replace"]
+
+
 def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     path = tmp_path / "x.pt"
     expected, history = uninterrupted({})
@@ -188,6 +225,53 @@ def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path, ot
     assert path.read_bytes() == file
 
 
+OTHER_OPTIONS = {
+    "rate": (lambda groups: torch.optim.AdamW([group | {"lr": group["lr"] / 100} for group in groups]),
+             r"'stem' began with lr 0\.0125, and here it has 0\.000125"),
+    "rate of one group": (lambda groups: torch.optim.AdamW([*groups[:-1], groups[-1] | {"lr": 1e-6}]),
+                          r"'head' began with lr 0\.05, and here it has 1e-06"),
+    "weight decay": (lambda groups: torch.optim.AdamW([group | {"weight_decay": 0.5} for group in groups]),
+                     r"'stem' began with weight_decay 0\.01, and here it has 0\.5"),
+    "betas": (lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.5)), r"'stem' began with betas .*0\.999\S*, and here it"),
+    "flag": (lambda groups: torch.optim.AdamW(groups, amsgrad=True), "'stem' began with amsgrad False, and here it has True"),
+}
+
+
+@pytest.mark.parametrize("schedule", ["none", "one_cycle", "warmup_cosine", "plateau"])
+@pytest.mark.parametrize(("optimizer", "problem"), OTHER_OPTIONS.values(), ids=OTHER_OPTIONS)
+def test_options_other_than_those_that_the_run_began_with_are_refused(tmp_path, schedule, optimizer, problem):
+    fit(**Run(schedule=schedule).arguments, steps=3, checkpoint=tmp_path / "x.pt")
+    run = Run(schedule=schedule, optimizer=optimizer)
+    before = copy.deepcopy(run.state())
+    with pytest.raises(ValueError, match=f"cannot resume from .*parameter group {problem}"):
+        fit(**run.arguments, epochs=EPOCHS, checkpoint=tmp_path / "x.pt")
+    assert same(run.state(), before)
+
+
+def test_the_options_of_the_beginning_are_known_after_a_resume_too(tmp_path):
+    def with_momentum(momentum):
+        return Run(schedule="none", optimizer=lambda groups: torch.optim.SGD(groups, momentum=momentum)).arguments
+
+    for steps in (3, 5):
+        fit(**with_momentum(0.0), steps=steps, checkpoint=tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"began with momentum 0\.0, and here it has 0\.9"):
+        fit(**with_momentum(0.9), steps=7, checkpoint=tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(("other", "problem"), [
+    (lambda groups: ProgressiveUnfreezing(groups, UnfreezePlan.top_down(groups, every=6)),
+     "had first step of stem 10, this one has 12"),
+    (lambda groups: ProgressiveUnfreezing(groups, UnfreezePlan.top_down(groups, every=5), batch_norm="train"),
+     "had batch_norm freeze, this one has train"),
+    (lambda groups: None, "had first step of stem 10, this one has not set"),
+])
+def test_layers_that_would_thaw_otherwise_are_refused(tmp_path, monkeypatch, other, problem):
+    fit(**Run(unfreezing="plan").arguments, steps=3, checkpoint=tmp_path / "x.pt")
+    monkeypatch.setitem(UNFREEZINGS, "other", other)
+    with pytest.raises(ValueError, match=f"cannot resume from .*its unfreezing {problem}"):
+        fit(**Run(unfreezing="other").arguments, epochs=EPOCHS, checkpoint=tmp_path / "x.pt")
+
+
 def test_parameters_in_another_order_are_refused(tmp_path):
     path = tmp_path / "x.pt"
     fit(**Run().arguments, steps=3, checkpoint=path)
@@ -201,7 +285,7 @@ def test_a_schedule_of_another_length_is_refused_before_training(tmp_path):
     path = tmp_path / "x.pt"
     fit(**Run().arguments, steps=3, checkpoint=path)
     run = Run()
-    schedule = torch.optim.lr_scheduler.OneCycleLR(run.optimizer, 0.05, total_steps=2 * STEPS)
+    schedule = one_cycle(run.optimizer, 2 * STEPS)
     with pytest.raises(ValueError, match=f"its schedule had total_steps {STEPS}, this one has {2 * STEPS}"):
         fit(**run.arguments | {"schedule": schedule}, epochs=2 * EPOCHS, checkpoint=path)
 

@@ -19,11 +19,14 @@ from layerlr_helpers import (
     layer_groups,
     layer_statistics,
     lr_range_test,
+    one_cycle,
     param_groups,
     probe_layers,
     snapshot,
     uniform,
+    warmup_cosine,
 )
+from layerlr_helpers.diagnostics import relative_gradient_rates
 
 
 def pair():
@@ -77,6 +80,26 @@ def test_a_group_that_starts_at_zero_has_no_relative_numbers():
 def test_norms_of_small_numbers_in_low_precision_do_not_vanish():
     group = LayerGroup("half", {"h": nn.Parameter(torch.full((4,), 1e-4, dtype=torch.float16))})
     assert layer_statistics([group]).weight_norm[0] == pytest.approx(2e-4, rel=1e-3)
+
+
+def test_rates_by_relative_gradient_are_in_proportion_to_it():
+    groups = pair()
+    for p in (p for group in groups for p in group.params.values()):
+        p.grad = torch.ones_like(p)
+    rates = relative_gradient_rates(0.1)(groups)
+    assert rates == pytest.approx({"first": 0.1 * (3 ** 0.5 / 5) / (2 ** 0.5 / 2), "second": 0.1})
+
+
+def test_rates_by_relative_gradient_say_whether_a_gradient_is_missing_or_the_weights_are_zero():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    groups = layer_groups(model, torch.zeros(1, 4))
+    with pytest.raises(ValueError, match=r"no gradient in stem, head; call backward\(\)"):
+        relative_gradient_rates(0.1)(groups)
+    nn.functional.cross_entropy(model(torch.ones(2, 4)), torch.tensor([0, 1])).backward()
+    with pytest.raises(ValueError, match=r"the weights of head are all 0, .*start them at random"):
+        relative_gradient_rates(0.1)(groups)
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
@@ -254,6 +277,20 @@ def test_the_rates_of_all_groups_grow_together():
     ratios = result.frame.factor[1:].to_numpy() / result.frame.factor[:-1].to_numpy()
     assert ratios == pytest.approx(np.full(len(ratios), 100 ** (1 / 19)))  # evenly spaced on a logarithmic scale
     assert result.frame.factor[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("schedule", [one_cycle, lambda optimizer, steps: warmup_cosine(optimizer, steps, warmup_steps=50)],
+                         ids=["one_cycle", "warmup_cosine"])
+def test_the_factors_are_of_the_rates_that_the_groups_were_made_with_and_not_of_a_warm_ups_start(schedule):
+    model, optimizer, loader = learner()
+    schedule(optimizer, 100)
+    start = [group["lr"] for group in optimizer.param_groups]
+    seen = []
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append([group["lr"] for group in o.param_groups]))
+    lr_range_test(model, optimizer, loader, steps=10, low=0.1, high=10)
+    assert start[-1] < 1e-3
+    assert seen[0] == pytest.approx([2.5e-4, 5e-4, 1e-3])
+    assert [group["lr"] for group in optimizer.param_groups] == start
 
 
 def test_one_group_can_be_swept_while_the_others_stand_still():

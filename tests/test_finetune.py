@@ -290,6 +290,53 @@ def test_a_run_does_not_go_on_with_other_images(done, photos, tmp_path, capsys):
     assert contents(output) == before
 
 
+@pytest.mark.parametrize("content", [b"{half", b"[1, 2]", b'"text"', b"\xff\xfe"])
+def test_a_settings_file_that_holds_no_settings_is_named_and_left_alone(photos, tmp_path, capsys, content):
+    (tmp_path / "settings.json").write_bytes(content)
+    said = refused(capsys, *arguments(photos, tmp_path))
+    assert str(tmp_path / "settings.json") in said
+    assert "move it away, or give another --output" in said
+    assert contents(tmp_path) == {"settings.json": content}
+
+
+@pytest.mark.parametrize("content", [b"", b"PK half of it"])
+def test_a_damaged_checkpoint_is_named_and_left_alone(photos, tmp_path, capsys, monkeypatch, content):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.main(arguments(photos, tmp_path))
+    (tmp_path / "checkpoint-0.pt").write_bytes(content)
+    before = contents(tmp_path)
+    said = refused(capsys, *arguments(photos, tmp_path))
+    assert f"cannot read {tmp_path / 'checkpoint-0.pt'}" in said
+    assert "move it away to start anew" in said
+    assert contents(tmp_path) == before
+
+
+def test_unreadable_images_are_left_out_if_that_is_wished_and_the_settings_tell(photos, tmp_path, capsys):
+    more = shutil.copytree(photos, tmp_path / "photos")
+    (more / "one" / "broken.jpg").write_bytes(b"nothing")
+    assert "--skip-unreadable" in refused(capsys, *arguments(more, tmp_path / "run"))
+    with pytest.warns(UserWarning, match=r"skipped 1 unreadable .*broken\.jpg"):
+        job = finetune.prepare(options_of(*arguments(more, tmp_path / "run", "--skip-unreadable")), ALONE)
+    assert (job.settings["images"], job.settings["skip_unreadable"]) == (39, True)
+    # A run of before there was the option goes on.
+    assert "skip_unreadable" not in finetune.prepare(options_of(*arguments(photos, tmp_path / "run")), ALONE).settings
+
+
+def test_a_tilde_is_the_home_folder(photos, tmp_path, capsys, monkeypatch):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(photos.parent))
+    options = options_of("--output", "~/run", "--data", f"~/{photos.name}")
+    assert (options.output, options.data) == (str(photos.parent / "run"), str(photos))
+    monkeypatch.chdir(tmp_path)
+    assert "is within the folder of images" in refused(capsys, *arguments(f"~/{photos.name}", f"~/{photos.name}/run"))
+    assert "is within the folder of images" in refused(capsys, *arguments(f"~/{photos.name}", photos / "run"))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("more", "problem"), [
     (["--data", "nowhere"], "no folder nowhere"),
     (["--strategy", "unknown"], "invalid choice: 'unknown'"),

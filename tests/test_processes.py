@@ -1,3 +1,4 @@
+from contextlib import contextmanager
 from itertools import chain
 
 import pytest
@@ -82,6 +83,22 @@ def test_checkpoints_that_a_kill_left_at_different_steps_are_brought_to_the_late
     assert {entry.suffix for entry in tmp_path.iterdir()} <= {".pt"}
 
 
+@pytest.mark.parametrize("content", [b"", b"PK", None])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_changed(tmp_path, content):
+    paths = [tmp_path / f"{rank}.pt" for rank in range(3)]  # the last one is missing
+    for path in paths[:2]:
+        checkpoint_of(path, 2)
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(whole[:len(whole) // 2] if content is None else content)
+    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"cannot read .*1\.pt .*; move it away to start anew"):
+        level(paths)
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+    paths[1].unlink()
+    level(paths)
+    assert [step_of(path) for path in paths] == [2, 2, 2]
+
+
 def test_without_torchrun_it_is_a_team_of_one(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -90,6 +107,27 @@ def test_without_torchrun_it_is_a_team_of_one(monkeypatch):
         assert (us.rank, us.size, us.device) == (0, 1, torch.device("cpu"))
         us.wait()  # for nobody
         assert us.wrapped(model, unused=True) is model
+
+
+def test_inside_a_team_the_current_gpu_is_the_process_own(monkeypatch):
+    current = []
+
+    @contextmanager
+    def chosen(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", chosen)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with team("cuda") as us:
+        assert current == [us.device] == [torch.device("cuda", 1)]
+    assert current == []
+    with team("cpu"):
+        assert current == []
 
 
 def test_more_processes_than_gpus_are_refused_before_they_connect(monkeypatch):

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -5,6 +6,7 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -180,6 +182,30 @@ def test_every_count_in_the_figure_can_be_read(classes):
     assert all(a.x1 < b.x0 for a, b in pairwise(ends))  # no name lies on the next
 
 
+@pytest.mark.parametrize("classes", [60, 61, 300])
+def test_the_figure_of_many_classes_stays_small_enough_to_be_drawn_and_seen(classes):
+    labels = np.repeat(np.arange(classes), 2)
+    predicted = np.where(np.arange(len(labels)) % 2 == 0, (labels + 1) % classes, labels)
+    axes = report.plot_confusion(report.confusion_matrix(labels, predicted, [f"a long name of class {i}" for i in labels[::2]]))
+    assert axes.figure.get_size_inches().max() <= 25
+    assert axes.images[0].get_array().shape == (classes, classes)
+    if classes > 60:
+        axes.figure.draw_without_rendering()
+        assert not axes.texts
+        ticks = [text for text in axes.get_xticklabels() if text.get_text()]
+        assert len(ticks) < 20
+        assert all(a.get_window_extent().x1 < b.get_window_extent().x0 for a, b in pairwise(ticks))
+
+
+def test_a_report_on_many_classes_does_not_speak_of_numbers_that_are_not_shown(small_digits, tmp_path):
+    data = dataclasses.replace(small_digits.subset(range(8)), class_names=tuple(f"class {i}" for i in range(100)))
+    layers = pd.DataFrame({"layer": ["head"], "rate": [0.1], "parameters": [3], "moved": [0.5]})
+    path = report.write_report(tmp_path, data, LABELS, PREDICTED, CONFIDENCE, layers=layers, settings={})
+    alt = next(line for line in path.read_text(encoding="utf-8").splitlines() if "confusion.png" in line)
+    assert "both by number" in alt
+    assert "number of test images" not in alt
+
+
 def test_figures_can_be_drawn_into_axes_of_ones_own_and_pyplot_never_sees_the_others(small_digits):
     matrix = report.confusion_matrix(LABELS, PREDICTED, NAMES)
     figure, axes = plt.subplots()
@@ -255,6 +281,15 @@ def test_what_fails_in_the_middle_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         report.write_whole(path, half)
     assert path.read_text() == "old"
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
+    report.write_whole(tmp_path / "a.txt", lambda path: path.write_text("new"))
+    assert done == ["fsync", "replace"]
+    assert (tmp_path / "a.txt").read_text() == "new"
 
 
 def test_a_report_of_other_images_or_into_no_folder_is_refused(small_digits, tmp_path):
