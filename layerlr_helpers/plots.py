@@ -164,16 +164,19 @@ def plot_intervals(table: pd.DataFrame, baseline: str, axes: Axes | None = None,
     """
     rows = table.drop(index=baseline)
     axes = _axes(axes, 7, 0.35 * len(rows) + 1.2)
-    axes.errorbar(rows["difference"], rows.index, xerr=[rows["difference"] - rows["low"], rows["high"] - rows["difference"]],
+    place = {name: i for i, name in enumerate(rows.index)}
+    axes.errorbar(rows["difference"], list(place.values()),
+                  xerr=[rows["difference"] - rows["low"], rows["high"] - rows["difference"]],
                   fmt="o", color="tab:blue", capsize=3, label=f"{rows['seeds'].max()} recorded seeds, mean and 95 %")
     if live is not None:
         runs = 100 * live.pivot(index="seed", columns="strategy", values="accuracy")
         gaps = runs.sub(runs[baseline], axis=0).drop(columns=baseline).melt(var_name="strategy").dropna()
-        axes.plot(gaps["value"], gaps["strategy"], "x", color="tab:orange", label="run here, one seed")
+        below = gaps["strategy"].map(place) + 0.25  # beside the interval, not under it
+        axes.plot(gaps["value"], below, "x", color="tab:orange", label="run here, one seed")
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axes.axvline(0, color="black", lw=1)
-    axes.set(xlabel=f"accuracy minus that of {baseline} on the same seeds (points)")
-    axes.invert_yaxis()
+    axes.set(xlabel=f"accuracy minus that of {baseline} on the same seeds (points)", ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(list(place.values()), list(place))
     axes.grid(alpha=0.3, axis="x")
     return axes
 
@@ -197,6 +200,8 @@ def plot_curves(rows: pd.DataFrame, x: str, axes: Axes | None = None, *, live: p
     axes.set(xlabel=label or x, ylabel="test accuracy (%)")
     if pd.api.types.is_numeric_dtype(rows[x]):  # setting any scale, even "linear", would wipe the names of categories
         axes.set_xscale("log")
+        axes.set_xticks(ticks := sorted(rows[x].unique()), [f"{value:g}" for value in ticks])
+        axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return axes
