@@ -15,7 +15,10 @@ import pandas as pd
 from layerlr_helpers.results import interval_text, paired_intervals, read_rows
 
 DIGITS = "digits, 40 steps"
-PHOTOS = "trashnet, quantised ImageNet"
+SHIFTS = {"Blurred images": "blurred", "Noisy images": "noisy", "Renumbered classes": "permuted",
+          "Handwriting, 5 labels a class": "handwriting"}
+PHOTOGRAPHS = {"Photographs of waste": "trashnet, quantised ImageNet",
+               "Photographs of ants and bees": "ants and bees, quantised ImageNet"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,23 @@ class Claim:
     baseline: str
     rates: str | None = None
     headline: bool = False
+
+
+def _of_photographs(name: str, task: str) -> list[Claim]:
+    pairs = {"pretrained weights beat random ones": ("uniform", "from scratch"),
+             "training every layer beats the head alone": ("uniform", "head only"),
+             "two rates beat one rate": ("two rates", "uniform"),
+             "layer decay beats one rate": ("layer decay", "uniform"),
+             "early small, late large beats the reverse": ("layer decay", "reversed decay"),
+             "layer decay beats two rates": ("layer decay", "two rates"),
+             "gradual unfreezing adds to layer decay": ("gradual, layer decay", "layer decay"),
+             "the head first, then everything adds to two rates": ("head, then all", "two rates"),
+             "a pull towards the pretrained weights beats one rate": ("L2-SP", "uniform")}
+    headlines = ("layer decay beats one rate", "training every layer beats the head alone")
+    chosen = [Claim(f"{name}: {text}", "photographs", task, *pair, headline=text in headlines) for text, pair in pairs.items()]
+    return chosen + [Claim(f"{name}: at a head rate of {rate}, layer decay 0.5 beats one rate",
+                           "photographs-robustness", task, "decay 0.5", "uniform", rates)
+                     for rate, rates in (("1e-3", "0.001"), ("3e-3", "0.003"))]
 
 
 CLAIMS = (
@@ -50,9 +70,9 @@ CLAIMS = (
           headline=True),
     Claim("The head first, then everything (LP-FT) adds to two rates", "strategies", "digits", "head, then all", "two rates"),
     Claim("A pull towards the pretrained weights (L2-SP) beats one rate", "strategies", "digits", "L2-SP", "uniform"),
-    Claim("At a head rate of 3e-3, layer decay 0.5 stands what one rate does not", "robustness", DIGITS, "decay 0.5", "uniform",
+    Claim("At a head rate of 3e-3, layer decay 0.5 beats one rate", "robustness", DIGITS, "decay 0.5", "uniform",
           "0.003"),
-    Claim("At a head rate of 1e-2, layer decay 0.5 stands what one rate does not", "robustness", DIGITS, "decay 0.5", "uniform",
+    Claim("At a head rate of 1e-2, layer decay 0.5 beats one rate", "robustness", DIGITS, "decay 0.5", "uniform",
           "0.01", headline=True),
     Claim("With 2 labels a class, layer decay beats one rate", "labels", "2 a class", "layer decay", "uniform"),
     Claim("With 50 labels a class, layer decay beats one rate", "labels", "50 a class", "layer decay", "uniform"),
@@ -64,6 +84,9 @@ CLAIMS = (
     Claim("Renumbered classes: the head alone beats tuning everything", "surgery", "permuted", "head", "all",
           headline=True),
     Claim("Handwriting, 5 labels a class: the head alone beats tuning everything", "surgery", "handwriting", "head", "all"),
+    *(Claim(f"{name}: layer decay beats one rate", "surgery", task, "layer decay", "all") for name, task in SHIFTS.items()),
+    *(Claim(f"{name}: early small, late large beats the reverse", "surgery", task, "layer decay", "reversed decay",
+            headline=task in ("blurred", "handwriting")) for name, task in SHIFTS.items()),
     Claim("A one-cycle schedule beats a constant rate, with one rate for all", "schedules", DIGITS, "one cycle, uniform",
           "constant, uniform"),
     Claim("A one-cycle schedule beats a constant rate, with layer decay", "schedules", DIGITS, "one cycle, layer decay",
@@ -73,17 +96,9 @@ CLAIMS = (
     Claim("Rates in proportion to the first batch's relative gradients beat layer decay by hand", "automatic", DIGITS,
           "relative gradients, first batch", "layer decay"),
     Claim("Auto-RGN beats layer decay by hand", "automatic", DIGITS, "Auto-RGN, every batch", "layer decay"),
-    Claim("Photographs of waste, 20 a class: layer decay beats one rate", "photographs", PHOTOS, "layer decay", "uniform",
+    *(claim for name, task in PHOTOGRAPHS.items() for claim in _of_photographs(name, task)),
+    Claim("LayerAdaptiveLR in Adam's direction beats AdamW, both under one-cycle", "optimizers", DIGITS, "adam", "AdamW",
           headline=True),
-    Claim("Photographs of waste, 20 a class: early small, late large beats the reverse", "photographs", PHOTOS, "layer decay",
-          "reversed decay"),
-    Claim("Photographs of waste, 20 a class: training every layer beats the head alone", "photographs", PHOTOS, "uniform",
-          "head only"),
-    Claim("Photographs of waste, 20 a class: gradual unfreezing adds to layer decay", "photographs", PHOTOS,
-          "gradual, layer decay", "layer decay", headline=True),
-    Claim("Photographs of waste, 20 a class: two rates beat one rate", "photographs", PHOTOS, "two rates", "uniform"),
-    Claim("Photographs of waste, 20 a class: layer decay beats two rates", "photographs", PHOTOS, "layer decay", "two rates"),
-    Claim("LayerAdaptiveLR in Adam's direction beats AdamW", "optimizers", DIGITS, "adam", "AdamW", headline=True),
 )
 
 
