@@ -141,8 +141,9 @@ def settings_of(optimizer: Optimizer, unfreezing=None) -> dict:
     plan = getattr(unfreezing, "plan", None) if not hasattr(unfreezing, "state_dict") else None
     first_steps = {f"first step of {name}": first for name, first in getattr(plan, "first_steps", {}).items()}
     batch_norm = getattr(unfreezing, "batch_norm", None)
-    return {"groups": _options(optimizer.param_groups),
-            "unfreezing": first_steps | ({"batch_norm": batch_norm} if isinstance(batch_norm, str) else {})}
+    told = first_steps | ({"batch_norm": batch_norm} if isinstance(batch_norm, str) else {})
+    # One of the user's own may tell nothing of itself, so there is nothing to compare.
+    return {"groups": _options(optimizer.param_groups), "unfreezing": told if told or unfreezing is None else None}
 
 
 def random_state(loader: Iterable) -> dict:
@@ -246,6 +247,8 @@ def _settings_problem(own: dict, began: dict, later: list[dict]) -> str | None:
         for option in there:  # those of another version of torch may not be here
             if here.get(option, there[option]) != there[option] == now.get(option):
                 return f"its parameter group {name!r} began with {option} {there[option]}, and here it has {here[option]}"
+    if None in (own["unfreezing"], began["unfreezing"]):
+        return None
     for what in began["unfreezing"] | own["unfreezing"]:
         here, there = (settings["unfreezing"].get(what, "not set") for settings in (own, began))
         if here != there:
