@@ -131,7 +131,7 @@ def schedule_tries(task: Task) -> Tries:
                   optimizer, steps, warmup_steps=steps // 10),
               "one cycle": schedules.one_cycle}
     return {f"{shape}, {name}": _one(lrs, rates, schedule=schedule) for shape, schedule in shapes.items()
-            for name, rates, lrs in (("uniform", uniform, RATES[:3]), ("layer decay", _decayed(0.5), RATES[1:]))}
+            for name, rates, lrs in (("uniform", uniform, (1e-4, *RATES[:3])), ("layer decay", _decayed(0.5), RATES))}
 
 
 def optimizers(task: Task) -> Tries:
@@ -159,7 +159,7 @@ def _timm(name: str, **options) -> Callable:
 
 def depth(task: Task) -> Tries:
     """The first stages keep their pretrained weights, the others start anew; the kept ones are frozen or trained on."""
-    lrs = (1e-3, 3e-3, 1e-2)
+    lrs = (*RATES, 3e-2)
     kept = range(1, len(STAGES))
     return {"keep 0": _one(lrs, weights=None)} | {
         f"keep {n}, fine-tuned": _one(lrs, keep=n) for n in kept} | {

@@ -17,7 +17,7 @@ from layerlr_helpers.results import interval_text, paired_intervals, read_rows
 DIGITS = "digits, 40 steps"
 SHIFTS = {"Blurred images": "blurred", "Noisy images": "noisy", "Renumbered classes": "permuted",
           "Handwriting, 5 labels a class": "handwriting"}
-PHOTOGRAPHS = {"Photographs of waste": "trashnet, quantised ImageNet",
+PHOTO_TASKS = {"Photographs of waste": "trashnet, quantised ImageNet",
                "Photographs of ants and bees": "ants and bees, quantised ImageNet"}
 
 
@@ -96,7 +96,7 @@ CLAIMS = (
     Claim("Rates in proportion to the first batch's relative gradients beat layer decay by hand", "automatic", DIGITS,
           "relative gradients, first batch", "layer decay"),
     Claim("Auto-RGN beats layer decay by hand", "automatic", DIGITS, "Auto-RGN, every batch", "layer decay"),
-    *(claim for name, task in PHOTOGRAPHS.items() for claim in _of_photographs(name, task)),
+    *(claim for name, task in PHOTO_TASKS.items() for claim in _of_photographs(name, task)),
     Claim("LayerAdaptiveLR in Adam's direction beats AdamW, both under one-cycle", "optimizers", DIGITS, "adam", "AdamW",
           headline=True),
 )

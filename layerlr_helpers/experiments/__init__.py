@@ -21,6 +21,7 @@ from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18, new_head
 from layerlr_helpers.param_groups import Rates, param_groups
 from layerlr_helpers.schedules import one_cycle
+from layerlr_helpers.tracing import preserved
 from layerlr_helpers.training import evaluate, fast_autocast, fit, progress_bar, train_step
 from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
 
@@ -229,16 +230,9 @@ def _head_and_features(model: nn.Module, groups: Sequence[LayerGroup], train: Im
 @torch.no_grad()
 def _answers_at_random(model: nn.Module, inputs: torch.Tensor) -> bool:
     """Whether the network, as it is trained, gives another output each time, as dropout in it does."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    model.train()
-    try:
+    with preserved(model):
+        model.train()
         return not torch.equal(model(inputs), model(inputs))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for buffer, before in buffers:
-            buffer.copy_(before)
 
 
 @torch.no_grad()
