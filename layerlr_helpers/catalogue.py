@@ -16,7 +16,7 @@ from layerlr_helpers.param_groups import Rates, head_and_backbone, layer_decay, 
 
 Tries = Mapping[str, Sequence[Strategy]]
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Study:
 
 
 # --- tries ------------------------------------------------------------------------------------------------------------
+
+def _between(lowest: float, highest: float) -> list[float]:
+    """Rates two to a decade."""
+    return [lr for lr in GRID if lowest <= lr <= highest]
+
 
 def _one(lrs: Sequence[float], rates: Callable[[float], Rates] = uniform, **options) -> list[Strategy]:
     return [Strategy(f"{lr:g}", rates(lr), **options) for lr in lrs]
@@ -91,7 +96,7 @@ def strategies(task: Task) -> Tries:
         optimizer=torch.optim.AdamW)  # as it was recorded, before fused steps were the default
 
 
-def robustness(task: Task, grid: Sequence[float] = (*RATES, 3e-2), **options) -> Tries:
+def robustness(task: Task, grid: Sequence[float] = tuple(_between(3e-4, 3e-2)), **options) -> Tries:
     """One rate for all and three decays, over a grid of the head's rate."""
     return {"uniform": _one(grid, **options)} | {
         f"decay {decay:g}": _one(grid, _decayed(decay), **options) for decay in (0.9, 0.7, 0.5)}
@@ -99,20 +104,19 @@ def robustness(task: Task, grid: Sequence[float] = (*RATES, 3e-2), **options) ->
 
 def labels(task: Task) -> Tries:
     """The head alone, one rate, and layer decay."""
-    return {"head only": _one((3e-3, 1e-2, 3e-2), plan=recipes.head_only),
-            "uniform": _one(RATES[:3]),
-            "layer decay": _one(RATES[1:], _decayed(0.5))}
+    return {"head only": _one(_between(3e-3, 3e-2), plan=recipes.head_only),
+            "uniform": _one(_between(3e-4, 3e-3)),
+            "layer decay": _one(_between(1e-3, 1e-2), _decayed(0.5))}
 
 
 def surgery(task: Task) -> Tries:
     """One stage alone, all at one rate, or all at graded rates; where the task has a new head, that trains in any case."""
-    wide = (*RATES, 3e-2)
     always = ("head",) if task.new_head else ()
-    return {stage: _one(wide, plan=recipes.only(*dict.fromkeys((stage, *always)))) for stage in STAGES[:-1]} | {
-        "head": _one((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), plan=recipes.head_only),
-        "all": _one((1e-4, *RATES)),
-        "layer decay": _one(wide, _decayed(0.5)),
-        "reversed decay": _one(wide, partial(recipes.reversed_decay, decay=0.5))}
+    return {stage: _one(_between(3e-4, 3e-2), plan=recipes.only(*dict.fromkeys((stage, *always)))) for stage in STAGES[:-1]} | {
+        "head": _one(_between(1e-3, 1e-1), plan=recipes.head_only),
+        "all": _one(_between(1e-4, 1e-2)),
+        "layer decay": _one(_between(3e-4, 3e-2), _decayed(0.5)),
+        "reversed decay": _one(_between(3e-4, 3e-2), partial(recipes.reversed_decay, decay=0.5))}
 
 
 def surgery_tasks() -> list[Task]:
@@ -131,7 +135,8 @@ def schedule_tries(task: Task) -> Tries:
                   optimizer, steps, warmup_steps=steps // 10),
               "one cycle": schedules.one_cycle}
     return {f"{shape}, {name}": _one(lrs, rates, schedule=schedule) for shape, schedule in shapes.items()
-            for name, rates, lrs in (("uniform", uniform, (1e-4, *RATES[:3])), ("layer decay", _decayed(0.5), RATES))}
+            for name, rates, lrs in (
+                ("uniform", uniform, _between(1e-4, 3e-3)), ("layer decay", _decayed(0.5), _between(3e-4, 1e-2)))}
 
 
 def optimizers(task: Task) -> Tries:
@@ -159,7 +164,7 @@ def _timm(name: str, **options) -> Callable:
 
 def depth(task: Task) -> Tries:
     """The first stages keep their pretrained weights, the others start anew; the kept ones are frozen or trained on."""
-    lrs = (*RATES, 3e-2)
+    lrs = _between(3e-4, 3e-2)
     kept = range(1, len(STAGES))
     return {"keep 0": _one(lrs, weights=None)} | {
         f"keep {n}, fine-tuned": _one(lrs, keep=n) for n in kept} | {
@@ -168,9 +173,9 @@ def depth(task: Task) -> Tries:
 
 def automatic(task: Task) -> Tries:
     """Rates from the gradients, of the first batch or of every one, beside rates set by hand."""
-    high = (*RATES[1:], 3e-2)
-    return {"uniform": _one(RATES),
-            "layer decay": _one(RATES, _decayed(0.5)),
+    low, high = _between(3e-4, 1e-2), _between(1e-3, 3e-2)
+    return {"uniform": _one(low),
+            "layer decay": _one(low, _decayed(0.5)),
             "relative gradients, first batch": _one(high, relative_gradient_rates, look_first=True),
             "Auto-RGN, every batch": _one(high, optimizer=recipes.auto_rgn)}
 
@@ -197,7 +202,7 @@ STUDIES = {
 def photo_strategies(task: Task) -> Tries:
     """Four tries for each of ten ways, from a network that torchvision trained on ImageNet."""
     return _ways(
-        scratch=RATES, head=(*RATES[1:], 3e-2), one=(3e-5, 1e-4, 3e-4, 1e-3),
+        scratch=_between(3e-4, 1e-2), head=_between(1e-3, 3e-2), one=_between(3e-5, 1e-3),
         pairs=[(3e-5, 1e-3), (1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 3e-3)],
         decays=[(1e-4, 0.7), (3e-4, 0.7), (1e-3, 0.7), (1e-3, 0.5)],
         pulls=[(1e-4, 10), (3e-4, 10), (1e-3, 3), (1e-3, 10)], weights="DEFAULT")
@@ -219,7 +224,7 @@ def photo_tasks(folders: Mapping[str, str], architecture: str) -> list[Task]:
 PHOTOGRAPHS = {
     "photographs": ("Which way to fine-tune is best on photographs, such as yours?", photo_strategies, True),
     "photographs-robustness": ("How wide is the range of good rates on photographs, such as yours?",
-                               partial(robustness, grid=(3e-5, 1e-4, *RATES), weights="DEFAULT"), False),
+                               partial(robustness, grid=_between(3e-5, 1e-2), weights="DEFAULT"), False),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from layerlr_helpers.results import interval_text, paired_intervals, read_rows
+from layerlr_helpers.results import interval_text, paired_intervals, read_rows, winners
 
 DIGITS = "digits, 40 steps"
 SHIFTS = {"Blurred images": "blurred", "Noisy images": "noisy", "Renumbered classes": "permuted",
@@ -146,10 +146,28 @@ def peers(folder: str | Path) -> str:
     return "\n".join(lines)
 
 
+def edges(folder: str | Path) -> str:
+    """Where the best rate is the lowest or the highest of those tried, so that a better one may lie beyond: a Markdown table.
+
+    Of the searches whose tries are one number each.
+    """
+    found = []
+    for path in sorted(Path(folder).glob("*.csv")):
+        rows = read_rows(path).query("split == 'validation'")
+        rows = rows[~rows["rates"].str.contains(",")]
+        for task, of_task in rows.groupby("task", sort=False):
+            ends = of_task["rates"].astype(float).groupby(of_task["strategy"], sort=False).agg(["min", "max"])
+            found += [(path.name, task, name, rate, "lowest" if float(rate) == ends.loc[name, "min"] else "highest")
+                      for name, rate in winners(of_task).items() if float(rate) in tuple(ends.loc[name])]
+    lines = ["| file | task | strategy | best rate | of those tried |", "|---|---|---|---|---|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in found])
+
+
 TABLES = {"headlines": lambda folder: markdown(check([claim for claim in CLAIMS if claim.headline], folder)),
           "claims": lambda folder: markdown(check(CLAIMS, folder)),
-          "peers": peers}
-PAGES = ("README.md", "docs/evidence.md")  # in which tables stand between two marks such as <!-- claims -->
+          "peers": peers,
+          "edges": edges}
+PAGES = ("README.md", "docs/evidence.md", "data/README.md")  # in which tables stand between two marks such as <!-- claims -->
 
 
 def renewed(text: str, folder: str | Path) -> str:

@@ -12,18 +12,22 @@ KEY = ["split", "task", "strategy", "rates", "seed"]  # what tells one run from 
 TEXTS = [*KEY[:4], "precision", "torch", "device", "library"]  # never read as numbers or as missing, whatever they look like
 
 
+class RecordError(ValueError):
+    """A file of results that does not go with what was asked of it; the message says why, and what would."""
+
+
 def read_rows(path: str | Path) -> pd.DataFrame:
     """The rows of a file, or none where there is no file; names such as ``0.1, 0.5`` stay text.
 
     Raises:
-        ValueError: the file has not the columns that tell one run from another.
+        RecordError: the file has not the columns that tell one run from another.
     """
     path = Path(path)
     if not path.exists():
         return no_rows()
     columns = pd.read_csv(path, nrows=0).columns
     if lacking := [name for name in KEY if name not in columns]:
-        raise ValueError(f"{path} holds no recorded runs: it has no column {', '.join(lacking)}; give another file")
+        raise RecordError(f"{path} holds no recorded runs: it has no column {', '.join(lacking)}; give another file")
     return pd.read_csv(path, dtype={"threads": "Int64"} | dict.fromkeys(TEXTS, str), keep_default_na=False,
                        na_values={name: [""] for name in columns.difference(TEXTS)})
 
@@ -40,7 +44,7 @@ def append_row(path: str | Path, row: Mapping[str, object]) -> None:
     run that is there by then stays as it is.
 
     Raises:
-        ValueError: the file has other columns than the row.
+        RecordError: the file has other columns than the row.
         FileNotFoundError: no folder for the file.
     """
     path = Path(path)
@@ -49,7 +53,8 @@ def append_row(path: str | Path, row: Mapping[str, object]) -> None:
     with FileLock(path.with_name(f".{path.name}.lock")):
         rows = read_rows(path)
         if len(rows) and list(rows.columns) != list(row):
-            raise ValueError(f"{path} has the columns {list(rows.columns)}, and the row has {list(row)}; write to another file")
+            raise RecordError(f"{path} has the columns {list(rows.columns)}, and the row has {list(row)}; "
+                              "write to another file")
         if not missing(rows, [tuple(row[name] for name in KEY)]):
             return
         temporary = path.with_name(path.name + ".tmp")

@@ -47,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study = STUDIES.get(options.name) or photograph_study(options.name, dict(options.folder), options.model)
     path = Path(options.results) / f"{options.name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = conduct(study, path, range(options.seeds), tasks=options.task)
+    try:
+        rows = conduct(study, path, range(options.seeds), tasks=options.task)
+    except results.RecordError as error:
+        parser.error(f"{error}, with --results FOLDER")
     tested = rows[rows["split"] == "test"].groupby(["task", "strategy", "rates"], sort=False)["accuracy"]
     print((100 * tested.agg(["mean", "std"])).round(1).assign(seeds=tested.count()).to_string())
     print(f"every run is a row of {path}")

@@ -212,10 +212,15 @@ class Small(torch.nn.Module):
 
     def __init__(self, dropout=0.0, factor=1.0):
         super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self._build(dropout)
+        self.factor = factor
+
+    def _build(self, dropout):
         self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
                                         torch.nn.Flatten(), torch.nn.Dropout(dropout))
         self.classifier = torch.nn.Linear(4, 7)
-        self.factor = factor
 
     def forward(self, x):
         return self.factor * self.classifier(self.body(x))
@@ -243,10 +248,12 @@ def test_the_head_has_cached_features_only_where_they_are_what_it_would_be_given
     assert all(torch.equal(p, q) for p, q in zip(network.body.parameters(), before, strict=True))
 
 
-def test_recorded_runs_of_another_budget_are_not_taken_for_this_tasks(task, tmp_path, made):
+def test_recorded_runs_of_another_budget_or_precision_are_not_taken_for_this_tasks(task, tmp_path, made):
     path, task = tmp_path / "rows.csv", replace(task, name="digits")
     for columns, problem in (({"steps": 99, "images": 10}, r"'digits' with steps 99, and this one has 2"),
-                             ({"steps": 2, "images": 500}, r"'digits' with images 500, and this one has 10")):
+                             ({"steps": 2, "images": 500}, r"'digits' with images 500, and this one has 10"),
+                             ({"precision": "float16"}, r"with precision float16, and this one has (float32|bfloat16)"),
+                             ({"device": "cuda"}, r"with device cuda, and this one has cpu")):
         path.unlink(missing_ok=True)
         results.append_row(path, {"split": "test", "task": "digits", "strategy": "a", "rates": "", "seed": 0, **columns})
         with pytest.raises(ValueError, match=problem + "; give the task another name"):

@@ -99,6 +99,24 @@ def test_the_command_lists_the_studies_and_runs_one(study, made, tmp_path, monke
         main(["strategy"])
 
 
+def test_a_record_from_another_kind_of_machine_is_shown_and_not_gone_on_with(study, made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(studies.STUDIES, "strategies", study)
+    command = ["strategies", "--results", str(tmp_path), "--seeds"]
+    main([*command, "2"])
+    path = tmp_path / "strategies.csv"
+    rows = results.read_rows(path).assign(precision="float16")
+    rows.to_csv(path, index=False)
+    made.clear()
+    main([*command, "2"])  # nothing is lacking
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*command, "3"])
+    assert "with precision float16, and this one has" in (said := capsys.readouterr().err)
+    assert "another file, with --results FOLDER" in said
+    assert not made
+    assert results.read_rows(path).equals(rows)
+
+
 def test_photographs_are_recorded_under_the_name_that_they_are_given(made, tmp_path, capsys, small_digits):
     folder = tmp_path / "photos"
     for label in range(2):

@@ -111,7 +111,7 @@ def compare(strategies: Sequence[Strategy] | Mapping[str, Sequence[Strategy]], t
     Raises:
         ValueError: no strategy or no seed, a seed given twice, two strategies or tries of one name, another number of tries for
             some, an unknown split; ``results`` for a task without a name, or with other columns, or with runs of this name that
-            had another budget.
+            had another budget, or if some are lacking, another precision or device than they would have here.
         FileNotFoundError: no folder for ``results``.
     """
     import pandas as pd  # here: slow to import
@@ -125,7 +125,10 @@ def compare(strategies: Sequence[Strategy] | Mapping[str, Sequence[Strategy]], t
 
     def make(wanted: list[tuple], title: str) -> None:
         nonlocal done
-        bar = progress_bar(recorded.missing(done, wanted), desc=title, unit="run", shown=progress)
+        to_do = recorded.missing(done, wanted)
+        if to_do and results is not None:
+            _check_same(done, task, results, {"precision": _precision(task), "device": task.device})
+        bar = progress_bar(to_do, desc=title, unit="run", shown=progress)
         for part, task_name, name, rates, seed in bar:
             bar.set_postfix_str(f"{name}, {rates}, seed {seed}")
             row = {"split": part, "task": task_name, "strategy": name, "rates": rates, "seed": seed,
@@ -157,7 +160,7 @@ def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> di
     classes = len(task.data.class_names) if task.new_head else None
     model = prepared_model(strategy.weights, classes, seed, keep=strategy.keep, load=task.load).to(task.device)
     groups = layer_groups(model, train[0][0][None].to(task.device))
-    autocast = fast_autocast() if task.device == "cpu" else None
+    autocast = _autocast(task)
 
     def loader(data) -> DataLoader:
         return DataLoader(data, task.batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
@@ -179,7 +182,7 @@ def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> di
     scores = evaluate(model, DataLoader(scored, 256, generator=own), autocast=autocast)
     return {"accuracy": round(scores["accuracy"], 4), "loss": round(scores["loss"], 4), "steps": steps,
             "images": _images_seen(steps, len(train), task.batch_size), "seconds": round(seconds, 2),
-            "precision": str(autocast or torch.float32).removeprefix("torch."),
+            "precision": _precision(task),
             "torch": torch.__version__.partition("+")[0], "threads": torch.get_num_threads(), "device": task.device}
 
 
@@ -220,7 +223,8 @@ def _head_and_features(model: nn.Module, groups: Sequence[LayerGroup], train: Im
         return None
     unfreezing.apply(0)
     try:
-        if _answers_at_random(model, train[0][0][None].to(next(model.parameters()).device)):
+        some = torch.stack([train[i][0] for i in range(min(16, len(train)))])  # with one, luck may give the same twice
+        if _answers_at_random(model, some.to(next(model.parameters()).device)):
             return None
         return head_module(groups), cache_features(model, train, groups)
     except ValueError:  # the head is no single module, or not the last to touch the output
@@ -247,6 +251,14 @@ def _gradients(model: nn.Module, batch, autocast: torch.dtype | None) -> None:
     """The gradients of one batch, in eval mode, so that BatchNorm's statistics stay as they are."""
     model.eval()
     train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), *batch, autocast=autocast)
+
+
+def _autocast(task: Task) -> torch.dtype | None:
+    return fast_autocast() if task.device == "cpu" else None
+
+
+def _precision(task: Task) -> str:
+    return str(_autocast(task) or torch.float32).removeprefix("torch.")
 
 
 def _steps(task: Task, images: int) -> int:
@@ -289,13 +301,20 @@ def _recorded(path: str | Path, task: Task) -> "pd.DataFrame":
         raise ValueError("runs are recorded under the name of their task; give it one: Task(…, name=…)")
     rows = recorded.read_rows(path)
     images = task.per_class * len(task.data.class_names)
-    budget = {"steps": _steps(task, images), "images": _images_seen(_steps(task, images), images, task.batch_size)}
-    mine = rows[rows["task"] == task.name]
-    for name, number in budget.items():
-        if (other := set(mine[name].dropna()) - {number} if name in mine else set()):
-            raise ValueError(f"{path} has runs of a task {task.name!r} with {name} {', '.join(map(str, sorted(other)))}, and "
-                             f"this one has {number}; give the task another name, or the results another file")
+    _check_same(rows, task, path, {"steps": _steps(task, images),
+                                   "images": _images_seen(_steps(task, images), images, task.batch_size)})
     return rows
+
+
+def _check_same(rows: "pd.DataFrame", task: Task, path: str | Path, same: Mapping[str, object]) -> None:
+    """Runs are only compared with runs of the same kind."""
+    from layerlr_helpers.results import RecordError
+
+    mine = rows[rows["task"] == task.name]
+    for name, value in same.items():
+        if (other := set(mine[name].dropna()) - {value} if name in mine else set()):
+            raise RecordError(f"{path} has runs of a task {task.name!r} with {name} {', '.join(map(str, sorted(other)))}, and "
+                              f"this one has {value}; give the task another name, or the results another file")
 
 
 def _check(strategies, tries, seeds: Sequence[int], split: str, choose: bool) -> None:
