@@ -8,7 +8,7 @@ same weight decay. That each sees the same batches in the same order, and so mak
 every run. What differs is what a library brings along: how it sets each layer's rate, what it freezes, its schedule, its
 loop and, in fastai, its own Adam. The others leave the optimizer to their user: here torch's AdamW in its fast, fused form.
 
-Each contender has three tries, judged on the validation images of two seeds; the best one is tested once on every seed. All
+Each contender has five tries, judged on the validation images of two seeds; the best one is tested once on every seed. All
 take turns in one process, on one thread, and seconds are those of the processor, so that what else the machine does counts
 little. Every run is a row of data/results/peers.csv, and the same command goes on where it was stopped. A library that is
 not installed is left out.
@@ -136,16 +136,18 @@ class Contender:
     network: Callable[[nn.Module], nn.Module] = lambda model: model
 
 
-DECAYS = ((1e-3, 0.7), (3e-3, 0.3), (3e-3, 0.5))  # highest rate, factor from one stage to the next
+DECAYS = ((1e-3, 0.5), (1e-3, 0.7), (3e-3, 0.3), (3e-3, 0.5), (1e-2, 0.3))  # highest rate, factor from one stage to the next
 CONTENDERS = {  # the first is what the others are compared with
     "ours, layer decay": Contender(OURS, our_fit, DECAYS),
-    "ours, uniform": Contender(OURS, our_fit, ((3e-4,), (1e-3,), (2e-3,))),
+    "ours, uniform": Contender(OURS, our_fit, ((1e-4,), (3e-4,), (1e-3,), (2e-3,), (3e-3,))),
     "ours, gradual": Contender(OURS, functools.partial(our_fit, plan=gradual), DECAYS),
     "ours, head, then all": Contender(OURS, functools.partial(our_fit, plan=head_then_all), DECAYS),
     "fastai fit_one_cycle": Contender("fastai", fastai_one_cycle, DECAYS),
-    "fastai fine_tune": Contender("fastai", fastai_fine_tune, ((2e-3, 100), (6e-3, 100), (6e-3, 10))),
+    "fastai fine_tune": Contender("fastai", fastai_fine_tune, (
+        (2e-3, 100), (6e-3, 10), (6e-3, 100), (6e-3, 1000), (2e-2, 100))),
     "timm layer_decay": Contender("timm", timm_layer_decay, DECAYS, timm_network),
-    "Lightning BackboneFinetuning": Contender("Lightning", lightning_finetuning, ((3e-4, 0.1), (1e-3, 0.1), (3e-3, 0.1))),
+    "Lightning BackboneFinetuning": Contender("Lightning", lightning_finetuning, (
+        (1e-4, 0.1), (3e-4, 0.1), (1e-3, 0.01), (1e-3, 0.1), (3e-3, 0.1))),
 }
 
 
@@ -253,7 +255,8 @@ def compare(contenders: dict[str, Contender], seeds: Sequence[int], epochs: int,
     """Choose everyone's rates, then test them; the rows of the task and the chosen rates."""
     data, task, names = ours.handwritten_digits(), f"digits, {epochs} epochs", list(contenders)
     tries = {name: [text(rates) for rates in each.tries] for name, each in contenders.items()}
-    searched = [("validation", task, name, tries[name][i], seed) for i in range(3) for name, seed in turns(names, SEARCH_SEEDS)]
+    searched = [("validation", task, name, tries[name][i], seed)
+                for i in range(len(tries[names[0]])) for name, seed in turns(names, SEARCH_SEEDS)]
     rows = make(searched, data, epochs, path)
     chosen = winners(rows[rows["task"] == task], tries)
     tested = [("test", task, name, chosen[name], seed) for name, seed in turns(names, seeds)]

@@ -80,6 +80,11 @@ def explorer(groups: Sequence[LayerGroup], *, total_steps: int = 200):
     except ImportError as error:
         raise ImportError("the explorer needs ipywidgets: pip install ipywidgets; "
                           "rates_over_time and plots.plot_rates draw the same figure without it") from error
+
+    class Explorer(widgets.VBox):
+        def __repr__(self) -> str:  # what a page without a kernel shows in its place
+            return "(an explorer with sliders: run this notebook to use it)"
+
     shared = {"continuous_update": False, "style": {"description_width": "150px"}, "layout": {"width": "440px"}}
     knobs = {
         "head_lr": widgets.FloatLogSlider(value=3e-3, min=-5, max=-1, step=0.1, description="head rate",
@@ -99,7 +104,7 @@ def explorer(groups: Sequence[LayerGroup], *, total_steps: int = 200):
     for knob in knobs.values():
         knob.observe(redraw, names="value")
     redraw()
-    return widgets.VBox([*knobs.values(), picture, sentence])
+    return Explorer([*knobs.values(), picture, sentence])
 
 
 def _png(rates: pd.DataFrame) -> bytes:
