@@ -143,7 +143,9 @@ def peers(folder: str | Path) -> str:
     ratios = seconds.div(seconds[baseline], axis=0).median()
     lines = ["| way to fine-tune | accuracy (%) | difference (points, 95 %) | seconds, as a ratio |", "|---|---|---|---|"]
     lines += [f"| {name} | {row['mean']:.1f} | {interval_text(row)} | {ratios[name]:.2f} |" for name, row in table.iterrows()]
-    return "\n".join(lines)
+    head_first = paired_intervals(tested, "ours, head, then all").loc["fastai fine_tune"]
+    also = f"*fastai fine_tune*, which trains the head first, minus *ours, head, then all*: {interval_text(head_first)}."
+    return "\n".join([*lines, "", also])
 
 
 def edges(folder: str | Path) -> str:
