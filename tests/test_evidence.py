@@ -44,6 +44,16 @@ def test_a_claim_about_what_was_not_tested_is_refused(tmp_path):
         check([Claim("older", "s", "t", "new", "older")], tmp_path)
 
 
+def test_a_search_that_ends_at_an_edge_is_listed_and_no_other(tmp_path):
+    accuracies = {"low": (0.9, 0.8, 0.7), "inside": (0.7, 0.9, 0.8), "high": (0.7, 0.8, 0.9), "pairs": (0.9, 0.8, 0.7)}
+    pd.DataFrame([{"split": "validation", "task": "t", "strategy": name, "rates": rate + ", 0.5" * (name == "pairs"), "seed": 0,
+                   "accuracy": accuracy, "loss": 1.0}
+                  for name, of_it in accuracies.items() for rate, accuracy in zip(("0.003", "0.01", "0.1"), of_it, strict=True)]
+                 ).to_csv(tmp_path / "s.csv", index=False)
+    listed = evidence.edges(tmp_path).splitlines()[2:]
+    assert listed == ["| s.csv | t | low | 0.003 | lowest |", "| s.csv | t | high | 0.1 | highest |"]
+
+
 def test_every_claim_of_the_course_has_enough_seeds_and_names_strategies_of_its_study():
     found = check(CLAIMS, RESULTS)
     assert (found["seeds"] >= found["study"].map(lambda study: 5 if study in PHOTOGRAPHS else 10)).all()

@@ -248,6 +248,15 @@ def test_the_head_has_cached_features_only_where_they_are_what_it_would_be_given
     assert all(torch.equal(p, q) for p, q in zip(network.body.parameters(), before, strict=True))
 
 
+def test_dropout_before_the_head_is_noticed_whatever_it_drops(task, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(experiments, "fit", lambda model, *rest, **options: fitted.append(type(model).__name__))
+    frozen = Strategy("head", uniform(1e-2), plan=recipes.head_only)
+    for seed in range(30):
+        experiments.run(frozen, replace(task, load=lambda weights: Small(0.5)), seed)
+    assert set(fitted) == {"Small"}
+
+
 def test_recorded_runs_of_another_budget_or_precision_are_not_taken_for_this_tasks(task, tmp_path, made):
     path, task = tmp_path / "rows.csv", replace(task, name="digits")
     for columns, problem in (({"steps": 99, "images": 10}, r"'digits' with steps 99, and this one has 2"),

@@ -104,3 +104,7 @@ def test_without_ipywidgets_the_error_says_what_to_install(groups, monkeypatch):
 def test_too_few_steps_are_refused_before_a_knob_could_fail(groups):
     with pytest.raises(ValueError, match="at least 10, not 5"):
         explorer(groups, total_steps=5)
+
+
+def test_a_page_without_a_kernel_shows_words_in_its_place(groups):
+    assert explorer(groups)._repr_mimebundle_()["text/plain"] == "(an explorer with sliders: run this notebook to use it)"
