@@ -5,24 +5,10 @@
     history = fit(model, optimizer, loader, epochs=5, schedule=one_cycle(optimizer, 5 * len(loader)))
 """
 
-from layerlr_helpers.caching import cache_features, head_module
-from layerlr_helpers.datasets import (
-    ImageSet,
-    few_shot_split,
-    handwritten_digits,
-    image_folder,
-    printed_glyphs,
-    shifted,
-)
-from layerlr_helpers.diagnostics import (
-    layer_features,
-    layer_statistics,
-    lr_range_test,
-    probe_layers,
-    relative_gradient_rates,
-    snapshot,
-)
-from layerlr_helpers.experiments import Strategy, Task, compare
+from layerlr_helpers.course.data import handwritten_digits, printed_glyphs, shifted
+from layerlr_helpers.diagnostics import layer_statistics, probe_layers, relative_gradient_rates, snapshot
+from layerlr_helpers.features import cache_features, head_module, layer_features
+from layerlr_helpers.images import ImageSet, few_shot_split, image_folder
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18, new_head
 from layerlr_helpers.optim import LayerAdaptiveLR
@@ -35,10 +21,11 @@ from layerlr_helpers.param_groups import (
     per_group,
     uniform,
 )
-from layerlr_helpers.plateau import PlateauUnfreezing
+from layerlr_helpers.range_test import lr_range_test
 from layerlr_helpers.schedules import one_cycle, preview, slanted_triangular, warmup_cosine
+from layerlr_helpers.studies.compare import Strategy, Task, compare
 from layerlr_helpers.training import History, evaluate, fit, train_step
-from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan, freeze, unfreeze
+from layerlr_helpers.unfreezing import PlateauUnfreezing, ProgressiveUnfreezing, UnfreezePlan, freeze, unfreeze
 
 __all__ = [
     "History", "ImageSet", "LayerAdaptiveLR", "LayerGroup", "PlateauUnfreezing", "ProgressiveUnfreezing", "Strategy",

@@ -4,7 +4,6 @@ A checkpoint is written to a temporary file and renamed, so that at any moment t
 none. It holds plain tensors and numbers only and is read with ``weights_only=True``.
 """
 
-import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from layerlr_helpers.files import put_in_place
+from layerlr_helpers.guards import generators, random_state, samplers, set_random_state
 from layerlr_helpers.param_groups import named
 from layerlr_helpers.schedules import peak_rate
 
@@ -47,7 +48,7 @@ class Place:
         if done:
             set_random_state(self.epoch_rng, loader)
         self.epoch_rng = random_state(loader)
-        for sampler in _samplers(loader):
+        for sampler in samplers(loader):
             if hasattr(sampler, "set_epoch"):  # a DistributedSampler shuffles only when told
                 sampler.set_epoch(self.epoch)
         drawn = 0
@@ -80,13 +81,6 @@ def save(path: str | Path, parts: dict, rows: list[dict], place: Place, loader: 
         raise ValueError(f"cannot save to {path}: the model, the optimizer or the schedule has {', '.join(unsafe)} in its "
                          "state_dict(), where only tensors, numbers and text can be read back safely")
     put_in_place(temporary, path)
-
-
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a file that was written beside its place, once it is on the disk: a power cut too leaves the old or the new."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def load(path: str | Path, parts: dict, loader: Iterable, settings: dict,
@@ -133,7 +127,7 @@ def step(path: str | Path) -> int:
 
 
 def settings_of(optimizer: Optimizer, unfreezing=None) -> dict:
-    """What a run was given, in plain numbers: the options of each parameter group, and how layers thaw.
+    """What a run was given, in plain numbers: the options of each parameter group, and how layers unfreeze.
 
     Of what a schedule moves, it is where the schedule starts from.
     """
@@ -146,38 +140,12 @@ def settings_of(optimizer: Optimizer, unfreezing=None) -> dict:
     return {"groups": _options(optimizer.param_groups), "unfreezing": told if told or unfreezing is None else None}
 
 
-def random_state(loader: Iterable) -> dict:
-    """The state of torch's random generators and of the loader's own."""
-    return {"cpu": torch.get_rng_state(), "loader": [g.get_state() for g in _generators(loader)],
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
-
-
-def set_random_state(state: dict, loader: Iterable) -> None:
-    """Put torch's random generators and the loader's own into a recorded state."""
-    torch.set_rng_state(state["cpu"])
-    for generator, saved in zip(_generators(loader), state["loader"], strict=True):
-        generator.set_state(saved)
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):  # else the run has moved to another machine
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
 def length(loader: Iterable) -> int | None:
     """The number of batches of an epoch; None if the loader does not know."""
     try:
         return len(loader)
     except TypeError:
         return None
-
-
-def _samplers(loader: Iterable) -> list:
-    batches = getattr(loader, "batch_sampler", None)
-    found = (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
-    return list({id(sampler): sampler for sampler in found if sampler is not None}.values())
-
-
-def _generators(loader: Iterable) -> list[torch.Generator]:
-    found = [getattr(owner, "generator", None) for owner in (loader, *_samplers(loader))]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 def _plain(state):
@@ -231,7 +199,7 @@ def _run(parts: dict, loader: Iterable) -> dict[str, str]:
     names = {f"kind of {name}": type(part).__name__ for name, part in parts.items() if name != "model"}
     groups = {f"parameter group {i}": f"{group.get('name', '')} {[tuple(p.shape) for p in group['params']]}"
               for i, group in enumerate(parts["optimizer"].param_groups)}
-    return names | groups | {"number of batches": str(length(loader)), "number of generators": str(len(_generators(loader)))}
+    return names | groups | {"number of batches": str(length(loader)), "number of generators": str(len(generators(loader)))}
 
 
 def _run_problem(own: dict[str, str], saved: dict[str, str]) -> str | None:

@@ -1,6 +1,7 @@
 """The pretrained networks of the course."""
 
 import hashlib
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 from torchvision.models import ResNet, ResNet18_Weights, resnet18
 
+from layerlr_helpers.guards import seeded
 from layerlr_helpers.layers import layer_groups
-from layerlr_helpers.scenes import GLYPHS
 
 CHECKPOINT = "resnet18_glyphs.pt"
 CHECKPOINT_SHA256 = "919cb7fd089749749fb8633de919563c55709574fccf1556cd16307a6b2d497c"
@@ -32,8 +33,9 @@ def load_resnet18(weights: str | None = "glyphs", *, num_classes: int | None = N
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     if weights == "glyphs":
-        model = resnet18(num_classes=len(GLYPHS))
-        model.load_state_dict(read_checkpoint(checkpoint_path(), CHECKPOINT_SHA256))
+        state = read_checkpoint(checkpoint_path(), CHECKPOINT_SHA256)
+        model = resnet18(num_classes=len(state["fc.weight"]))
+        model.load_state_dict(state)
     elif weights == "imagenet":
         model = _imagenet()
     elif weights is None:
@@ -121,3 +123,29 @@ def _imagenet() -> ResNet:
 
 def _imagenet_file() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+
+
+def prepared_model(weights: str | None, num_classes: int | None, seed: int, *, keep: int | None = None,
+                   load: Callable[[str | None], nn.Module] = load_resnet18) -> nn.Module:
+    """A network whose random parts depend on ``seed`` alone; torch's own generator is left as it was.
+
+    With ``num_classes`` it has a new head, the same one for all ``weights``. ``keep`` and ``load`` are as in ``Strategy``
+    and ``Task``.
+    """
+    with seeded(seed):
+        model = load(weights)
+    if keep is not None:
+        with seeded(seed):
+            _start_anew(model, load(None), keep)
+    if num_classes is not None:
+        with seeded(seed):  # again: random weights took more numbers than pretrained ones
+            new_head(model, num_classes)
+    return model
+
+
+@torch.no_grad()
+def _start_anew(model: nn.Module, random: nn.Module, keep: int) -> None:
+    """Give the layer groups after the first ``keep``, all but the head, the weights and statistics of another model."""
+    for group in layer_groups(model)[keep:-1]:
+        for name, module in group.modules.items():
+            module.load_state_dict(random.get_submodule(name).state_dict())

@@ -2,16 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import pandas as pd
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.naming import assigned, listed, matching
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Rates = Callable[[Sequence[LayerGroup]], dict[str, float]]
 
@@ -122,13 +119,13 @@ def current_rates(optimizer_or_param_groups: Optimizer | Sequence[dict]) -> dict
             for name, group in named(optimizer_or_param_groups).items()}
 
 
-def describe(optimizer_or_param_groups: Optimizer | Sequence[dict], model: nn.Module | None = None) -> "pd.DataFrame":
+def describe(optimizer_or_param_groups: Optimizer | Sequence[dict], model: nn.Module | None = None) -> pd.DataFrame:
     """A table of what the next step will use: group, depth, tensors, parameters, lr, weight_decay, trainable.
 
     ``lr`` is 0 for a frozen group. With ``model``, its parameters that the optimizer does not have are a last row.
     In a notebook it is shown as a table, in a terminal as text.
     """
-    from layerlr_helpers.tables import Description  # here, as pandas is slow to import
+    from layerlr_helpers.param_groups import Description
 
     groups = named(optimizer_or_param_groups)
     layers = list(dict.fromkeys(group.get("layer", name) for name, group in groups.items()))
@@ -160,6 +157,13 @@ def named(optimizer_or_param_groups: Optimizer | Sequence[dict]) -> dict[str, di
 def trainable(group: dict) -> bool:
     """Whether any parameter of a parameter group asks for a gradient."""
     return any(p.requires_grad for p in group["params"])
+
+
+class Description(pd.DataFrame):
+    """A data frame that is printed whole: pandas would leave out columns in a narrow terminal."""
+
+    def __repr__(self) -> str:
+        return self.to_string(formatters={name: "{:.3g}".format for name in ("lr", "weight_decay") if name in self})
 
 
 def _sizes(params: Sequence[Tensor]) -> dict[str, int]:

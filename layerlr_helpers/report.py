@@ -5,26 +5,23 @@ without pyplot, so they need no display and are not kept open.
 """
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 import torchvision
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from layerlr_helpers.checkpoints import put_in_place
-from layerlr_helpers.datasets import ImageSet
 from layerlr_helpers.diagnostics import layer_statistics
+from layerlr_helpers.files import write_whole
+from layerlr_helpers.guards import preserved
+from layerlr_helpers.images import ImageSet
+from layerlr_helpers.intervals import accuracy_interval
 from layerlr_helpers.layers import LayerGroup
-from layerlr_helpers.tracing import preserved
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
 
 FILES = ("report.md", "confusion.png", "mistakes.png")  # what write_report writes
 MOST_NAMED = 60  # classes whose names and counts are written into the confusion matrix's figure
@@ -54,35 +51,12 @@ def predictions(model: nn.Module, data: Dataset, *, batch_size: int = 256,
     return torch.cat(labels), predicted, confidence
 
 
-def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval (Wilson, 1927) for an accuracy, ``(low, high)`` in 0..1.
-
-    It says what the number of test images leaves open, and stays sensible where none or all are right. It knows nothing of
-    other training images or seeds: a repeated run may well fall outside.
-
-    Raises:
-        ValueError: no images, ``correct`` outside 0..total, or ``confidence`` outside (0, 1).
-    """
-    if total < 1 or not 0 <= correct <= total:
-        raise ValueError(f"correct must be between 0 and total, and total 1 or above, not {correct} of {total}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, not {confidence}; 0.95 means 95 %")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share, scale = correct / total, 1 + z * z / total
-    middle = (share + z * z / (2 * total)) / scale
-    half = z * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5 / scale
-    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
-    return (0.0 if correct == 0 else low), (1.0 if correct == total else high)  # which rounding would miss by a hair
-
-
-def confusion_matrix(labels, predicted, class_names: Sequence[str]) -> "pd.DataFrame":
+def confusion_matrix(labels, predicted, class_names: Sequence[str]) -> pd.DataFrame:
     """How many images of each true class (rows) were taken for each class (columns).
 
     Raises:
         ValueError: not one prediction for each label, or numbers that are no class.
     """
-    import pandas as pd  # here: slow to import
-
     labels, predicted = (values.astype(int) for values in _same_length(labels, predicted))
     names, n = list(class_names), len(class_names)
     for what, values in (("labels", labels), ("predicted", predicted)):
@@ -93,15 +67,13 @@ def confusion_matrix(labels, predicted, class_names: Sequence[str]) -> "pd.DataF
     return pd.DataFrame(counts, pd.Index(names, name="true"), pd.Index(names, name="predicted"))
 
 
-def class_report(matrix: "pd.DataFrame") -> "pd.DataFrame":
+def class_report(matrix: pd.DataFrame) -> pd.DataFrame:
     """One row a class of a :func:`confusion_matrix`: how often it was recognised, and what it was taken for.
 
     Columns: ``class, images, recognised`` (the part of its images that were found, or recall), ``low`` and ``high``
     (:func:`accuracy_interval`), ``precision`` (the part of what was given its name that is it), ``taken for`` (the commonest
     wrong answer, with its number). What no image decides is not a number.
     """
-    import pandas as pd  # here: slow to import
-
     rows = []
     for i, name in enumerate(matrix.index):
         answers, named_so = matrix.iloc[i].to_numpy(), int(matrix.iloc[:, i].sum())
@@ -126,7 +98,7 @@ def mistakes(labels, predicted, confidence, n: int = 12) -> np.ndarray:
 
 
 def layer_report(groups: Sequence[LayerGroup], before: Mapping[str, Tensor], rates: Mapping[str, float],
-                 first_steps: Mapping[str, int] | None = None) -> "pd.DataFrame":
+                 first_steps: Mapping[str, int] | None = None) -> pd.DataFrame:
     """One row a layer group, from the input to the head: ``layer, rate, parameters, moved``.
 
     Args:
@@ -143,7 +115,7 @@ def layer_report(groups: Sequence[LayerGroup], before: Mapping[str, Tensor], rat
     return frame
 
 
-def plot_confusion(matrix: "pd.DataFrame", axes: "Axes | None" = None) -> "Axes":
+def plot_confusion(matrix: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """A :func:`confusion_matrix` as counts on colours: the darker, the larger the part of the true class's images.
 
     New Axes grow with the number of classes, to 25 inches, so that every count can be read; cells without an image stay
@@ -193,7 +165,7 @@ def plot_mistakes(data: ImageSet, labels, predicted, confidence, *, n: int = 12,
     return grid
 
 
-def write_report(folder: str | Path, data: ImageSet, labels, predicted, confidence, *, layers: "pd.DataFrame",
+def write_report(folder: str | Path, data: ImageSet, labels, predicted, confidence, *, layers: pd.DataFrame,
                  settings: Mapping[str, object], title: str = "Fine-tuning report", notes: str = "") -> Path:
     """Write ``report.md`` with ``confusion.png`` and ``mistakes.png`` beside it into ``folder``; returns the report's path.
 
@@ -227,15 +199,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
 
 
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let ``write(temporary path)`` make a file beside ``path``, then rename it: it is there as a whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    put_in_place(temporary, path)
-
-
-def _sections(matrix: "pd.DataFrame", layers: "pd.DataFrame", settings: Mapping[str, object]) -> list[str]:
+def _sections(matrix: pd.DataFrame, layers: pd.DataFrame, settings: Mapping[str, object]) -> list[str]:
     counts = matrix.to_numpy()
     total, right = int(counts.sum()), int(counts.trace())
     low, high = accuracy_interval(right, total)
@@ -265,7 +229,7 @@ def _sections(matrix: "pd.DataFrame", layers: "pd.DataFrame", settings: Mapping[
     ]
 
 
-def _markdown(frame: "pd.DataFrame") -> str:
+def _markdown(frame: pd.DataFrame) -> str:
     lines = [list(frame.columns), ["---"] * frame.shape[1], *frame.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 

@@ -9,17 +9,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from layerlr_helpers.param_groups import named, trainable
 from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass
@@ -60,7 +57,7 @@ def slanted_triangular(optimizer: Optimizer, total_steps: int, *, cut_frac: floa
     """A short linear rise to each group's rate over the first ``cut_frac`` of the steps, then a long linear fall.
 
     It starts and ends at 1/``ratio`` of the peak. With ``restarts`` a new triangle begins at each of these steps,
-    which with gradual unfreezing are the steps at which a group thaws. From ULMFiT (Howard and Ruder, 2018).
+    which with gradual unfreezing are the steps at which a group unfreezes. From ULMFiT (Howard and Ruder, 2018).
 
     Raises:
         ValueError: no steps, ``cut_frac`` outside (0, 1), ``ratio`` below 1, a restart outside the run,
@@ -120,31 +117,29 @@ def one_cycle(optimizer: Optimizer, total_steps: int, **torch_kwargs) -> OneCycl
 
 
 def preview(groups: Optimizer | Sequence[dict], schedule: Callable[[Optimizer], LRScheduler] | None, total_steps: int, *,
-            plan: UnfreezePlan | ProgressiveUnfreezing | None = None) -> "pd.DataFrame":
+            plan: UnfreezePlan | ProgressiveUnfreezing | None = None) -> pd.DataFrame:
     """The learning rate of every group (columns) at every step (rows), found by rehearsing the schedule on a stand-in.
 
     Args:
         groups: an optimizer or its parameter groups; they are not changed.
         schedule: a function that makes the schedule of an optimizer, e.g. ``lambda o: one_cycle(o, 500)``; None
             means constant rates.
-        plan: a group's rate is 0 until the plan thaws it. Pass the ``ProgressiveUnfreezing`` itself where BatchNorm
+        plan: a group's rate is 0 until the plan unfreezes it. Pass the ``ProgressiveUnfreezing`` itself where BatchNorm
             layers train also in frozen groups. Without a plan, a group that is frozen now stays so.
 
     Raises:
         ValueError: no steps, a plan that names a group that is not there, or a schedule that follows the loss.
     """
-    import pandas as pd  # here: slow to import
-
     _check_steps(total_steps)
     real = named(groups)
-    thawed = _thawed(real, plan)
+    unfrozen = _unfrozen(real, plan)
     optimizer = _Rehearsal(real.values(), getattr(groups, "defaults", {}))
     scheduler = schedule(optimizer) if schedule is not None else None
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ValueError("ReduceLROnPlateau follows the loss, so its rates cannot be known before training")
     rows = []
     for step in range(total_steps):
-        active = thawed(step)
+        active = unfrozen(step)
         rows.append({name: float(group["lr"]) if name in active else 0.0
                      for name, group in zip(real, optimizer.param_groups, strict=True)})
         if scheduler is not None and step + 1 < total_steps:
@@ -166,7 +161,7 @@ class _Rehearsal(Optimizer):
         """Do nothing: a schedule only wants to see that a step was made."""
 
 
-def _thawed(real: dict[str, dict], plan) -> Callable[[int], set[str]]:
+def _unfrozen(real: dict[str, dict], plan) -> Callable[[int], set[str]]:
     """A function of the step: which of the groups train."""
     if plan is None:
         return lambda step: {name for name, group in real.items() if trainable(group)}

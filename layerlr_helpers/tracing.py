@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from layerlr_helpers.guards import preserved
+
 GUESSED_SIZES = (224, 64, 32, 299)  # squares of pixels to try, the commonest first
 
 
@@ -124,24 +126,6 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
         finally:
             for p, requires_grad in wanted.items():
                 p.requires_grad_(requires_grad)
-
-
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Whatever happens inside: every module is afterwards in its mode again, every buffer has its values again."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(module, name, buffer, buffer.detach().clone())
-               for module in modes for name, buffer in module.named_buffers(recurse=False)]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for module, name, buffer, values in buffers:
-                setattr(module, name, buffer)
-                if not buffer.is_meta and not torch.equal(buffer, values):
-                    buffer.copy_(values)
-        for module, training in modes.items():
-            module.training = training
 
 
 def _not_compiled(model: nn.Module) -> AbstractContextManager:

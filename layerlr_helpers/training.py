@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,9 +23,6 @@ from tqdm.auto import tqdm
 from layerlr_helpers import checkpoints
 from layerlr_helpers.param_groups import current_rates
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 @dataclass
 class History:
@@ -33,14 +30,12 @@ class History:
 
     rows: list[dict] = field(default_factory=list)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """One row a step: ``step, epoch, loss, accuracy``, ``lr/NAME`` of every group (0 while it is frozen).
 
         ``val_loss`` and ``val_accuracy`` stand on the last step of each epoch, if there was a validation loader.
         Loss and accuracy are those of the step's own batch, before its update.
         """
-        import pandas as pd  # here: slow to import
-
         return pd.DataFrame([{**{name: value for name, value in row.items() if name != "lr"},
                               **{f"lr/{name}": lr for name, lr in row["lr"].items()}} for row in self.rows])
 
@@ -244,7 +239,7 @@ def _check_run(model, optimizer, epochs, steps, unfreezing, val_loader) -> None:
 
 
 def _check_distributed(model: DistributedDataParallel) -> None:
-    """Refuse a wrapper under which a layer that thaws would learn something else in each process."""
+    """Refuse a wrapper under which a layer that unfreezes would learn something else in each process."""
     if not model.find_unused_parameters:
         raise ValueError("unfreezing needs DistributedDataParallel(model, find_unused_parameters=True): frozen parameters have "
                          "no gradients to wait for")

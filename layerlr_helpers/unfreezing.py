@@ -107,7 +107,7 @@ class ProgressiveUnfreezing:
         self.groups, self.plan, self.batch_norm = list(groups), plan.of([group.name for group in groups]), batch_norm
 
     def apply(self, step: int) -> set[str]:
-        """Freeze and thaw so that exactly the plan's groups for this step train; returns their names."""
+        """Freeze and unfreeze so that exactly the plan's groups for this step train; returns their names."""
         active, training = self.plan.trainable_at(step), self.training_at(step)
         for group in self.groups:
             for p in group.params.values():
@@ -129,7 +129,7 @@ class ProgressiveUnfreezing:
         return training
 
     def release(self) -> None:
-        """Thaw everything and let the BatchNorm layers run in the model's mode again."""
+        """Unfreeze everything and let the BatchNorm layers run in the model's mode again."""
         unfreeze(self.groups, "*")
 
 
@@ -137,7 +137,7 @@ def freeze(groups: Sequence[LayerGroup], *patterns: str, batch_norm: str = "free
     """Freeze groups from now on, by name or pattern, ``freeze(groups, "stem", "layer*")``; returns their names.
 
     What is not named stays as it is. ``batch_norm`` is as in :class:`ProgressiveUnfreezing`, which is for groups that
-    shall thaw later: it decides anew before each step.
+    shall unfreeze later: it decides anew before each step.
 
     Raises:
         ValueError: no pattern, one that fits no group (says which come close), or an unknown ``batch_norm``.
@@ -218,3 +218,69 @@ def _run_as_eval(norm: nn.Module, args) -> None:
 
 def _back_to_mode(norm: nn.Module, args, output) -> None:
     norm.training = norm.__dict__.pop("_mode_outside", norm.training)
+
+
+MODES = ("max", "min")
+
+
+class PlateauUnfreezing(ProgressiveUnfreezing):
+    """Unfreezes one group more, from the last to the first, each time a validation metric has stopped improving.
+
+    ``fit`` reports the metrics after each epoch; in a loop of your own call :meth:`report`. What has been unfrozen so
+    far is an ordinary ``plan`` with the steps at which it happened, and with :meth:`state_dict` a run resumes where
+    it was (``fit`` puts it into its checkpoint).
+
+    Args:
+        groups: from ``layer_groups``; the last one, the head, trains from the start.
+        metric: the name of the metric to watch, ``"val_accuracy"`` or ``"val_loss"``.
+        mode: ``"max"`` if larger is better, ``"min"`` if smaller is.
+        patience: how many reports without an improvement unfreeze the next group.
+        min_delta: an improvement is a change of more than this.
+        batch_norm: of frozen groups, as in :class:`ProgressiveUnfreezing`.
+
+    Raises:
+        ValueError: an unknown mode, or a patience below 1.
+    """
+
+    def __init__(self, groups: Sequence[LayerGroup], *, metric: str = "val_accuracy", mode: str = "max", patience: int = 1,
+                 min_delta: float = 0.0, batch_norm: str = "freeze"):
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}; known are {', '.join(map(repr, MODES))}")
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1, not {patience}")
+        super().__init__(groups, UnfreezePlan({groups[-1].name: 0}), batch_norm=batch_norm)
+        self.metric, self.mode, self.patience, self.min_delta = metric, mode, patience, min_delta
+        self.best: float | None = None
+        self.waited = 0
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take note of the metrics before step number ``step``; unfreezes the next group from that step on if due.
+
+        Raises:
+            ValueError: the metric to watch is not among them.
+        """
+        if self.metric not in metrics:
+            raise ValueError(f"no metric {self.metric!r} was reported, only {', '.join(metrics)}; fit needs a val_loader")
+        value = metrics[self.metric]
+        gain = None if self.best is None else (value - self.best) * (1 if self.mode == "max" else -1)
+        if gain is None or gain > self.min_delta:
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        frozen = [group.name for group in self.groups if group.name not in self.plan.first_steps]
+        if self.waited >= self.patience and frozen:
+            self.plan = UnfreezePlan({**self.plan.first_steps, frozen[-1]: step})
+            self.waited = 0
+
+    def state_dict(self) -> dict:
+        """What has been unfrozen and when, the best value and how long it has been."""
+        return {"plan": self.plan.to_json(), "best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: its plan names a group that is not here.
+        """
+        plan = UnfreezePlan.from_json(state["plan"]).of([group.name for group in self.groups])
+        self.plan, self.best, self.waited = plan, state["best"], state["waited"]

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, T
 from layerlr_helpers import ProgressiveUnfreezing, UnfreezePlan, layer_decay, layer_groups, one_cycle, param_groups
 from layerlr_helpers import slanted_triangular as triangle
 from layerlr_helpers import warmup_cosine as cosine
-from layerlr_helpers.plateau import PlateauUnfreezing
+from layerlr_helpers.unfreezing import PlateauUnfreezing
 
 EPOCHS, BATCHES = 3, 4
 STEPS = EPOCHS * BATCHES

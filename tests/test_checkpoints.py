@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import BATCHES, EPOCHS, LOADERS, SCHEDULES, STEPS, UNFREEZINGS, Augmented, Run, same
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from layerlr_helpers import ProgressiveUnfreezing, UnfreezePlan, checkpoints, fit, one_cycle
 from layerlr_helpers.training import evaluate
+from tests.runs import BATCHES, EPOCHS, LOADERS, SCHEDULES, STEPS, UNFREEZINGS, Augmented, Run, same
 
 
 class Interrupted(Exception):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_tracing import assert_same, state
+from tests.test_tracing import assert_same, state
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tracing import assert_same, state
+from tests.test_tracing import assert_same, state
 from torch import nn
 from torchvision import models
 

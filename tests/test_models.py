@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from torchvision.models import get_model, resnet18
 
 from layerlr_helpers import evaluate, layer_groups, load_resnet18, models, new_head, printed_glyphs
-from layerlr_helpers.pretrain import UNSEEN_SEED
-from layerlr_helpers.scenes import GLYPHS
+from layerlr_helpers.course.pretrain import UNSEEN_SEED
+from layerlr_helpers.course.scenes import GLYPHS
 
 IMAGENET_FILE = "resnet18-f37072fd.pth"
 

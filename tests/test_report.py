@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from layerlr_helpers import evaluate, layer_decay, layer_groups, report, snapshot
-from layerlr_helpers.report import accuracy_interval
+from layerlr_helpers.intervals import accuracy_interval
 
 NAMES = ("cat", "dog", "a|b")
 LABELS, PREDICTED = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2]), torch.tensor([0, 1, 1, 1, 0, 2, 0, 1])

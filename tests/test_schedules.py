@@ -83,7 +83,7 @@ def golden_optimizer():
 
 
 def test_allennlps_golden_values():
-    # 5 epochs of 10 steps, gradual unfreezing, a new triangle when the second layer thaws.
+    # 5 epochs of 10 steps, gradual unfreezing, a new triangle when the second layer unfreezes.
     optimizer, plan = golden_optimizer()
     frame = preview(optimizer, lambda o: slanted_triangular(o, 50, restarts=[10]), 50, plan=plan)
     expected_top = {0: 0.03125, 1: 1.0, 9: 0.138888, 10: 0.03125, 14: 1.0}

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from layerlr_helpers.tracing import preserved, trace, unwrap
+from layerlr_helpers.guards import preserved
+from layerlr_helpers.tracing import trace, unwrap
 
 
 class Counting(nn.Module):

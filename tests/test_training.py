@@ -4,7 +4,6 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import BATCHES, EPOCHS, SCHEDULES, STEPS, Augmented, Net, Run, same
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -25,6 +24,7 @@ from layerlr_helpers import (
     uniform,
 )
 from layerlr_helpers.training import fast_autocast
+from tests.runs import BATCHES, EPOCHS, SCHEDULES, STEPS, Augmented, Net, Run, same
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

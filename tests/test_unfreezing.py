@@ -340,7 +340,7 @@ def test_applying_twice_hooks_once():
     assert [len(m._forward_pre_hooks) for m in model] == [0, 1, 0, 0, 1, 0, 0, 0, 0, 0]
 
 
-def test_release_thaws_everything_and_takes_every_trace_away():
+def test_release_unfreezes_everything_and_takes_every_trace_away():
     model = net()
     keys = [set(module.__dict__) for module in model.modules()]
     unfreezing = ProgressiveUnfreezing(groups_of(model), UnfreezePlan({"head": 0}))
@@ -354,7 +354,7 @@ def test_release_thaws_everything_and_takes_every_trace_away():
 
 
 def test_a_second_unfreezing_of_the_same_model_takes_over_from_the_first():
-    # As when a notebook's cell is run again: the first one's hooks must not hold for ever what the second one thaws.
+    # As when a notebook's cell is run again: the first one's hooks must not hold for ever what the second one unfreezes.
     model = net()
     groups = groups_of(model)
     ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0})).apply(0)
@@ -419,7 +419,7 @@ def run(kind, checkpoint=None, stop=None):
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, LayerAdaptiveLR])
 def test_a_run_resumed_around_an_unfreezing_step_equals_one_that_never_stopped(kind, tmp_path):
     weights, state, history = run(kind)
-    for stop in (2, 3, 4, 6, 7):  # thawing happens before steps 3 and 6
+    for stop in (2, 3, 4, 6, 7):  # unfreezing happens before steps 3 and 6
         checkpoint = tmp_path / f"{stop}.pt"
         with pytest.raises(Stopped):
             run(kind, checkpoint, stop)
@@ -444,7 +444,7 @@ def test_a_run_can_be_stopped_anywhere_because_all_groups_are_there_from_the_sta
 # --- freezing for good ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("batch_norm", ["freeze", "statistics", "train"])
-def test_freezing_by_hand_is_what_a_plan_that_never_thaws_does(batch_norm):
+def test_freezing_by_hand_is_what_a_plan_that_never_unfreezes_does(batch_norm):
     ends = []
     for by_hand in (True, False):
         model = net()

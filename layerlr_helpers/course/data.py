@@ -1,0 +1,108 @@
+"""The built-in data: printed glyphs to pretrain on, real handwriting to fine-tune on, and shifts of both."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from layerlr_helpers.course import scenes
+from layerlr_helpers.images import ImageSet, _check
+
+INPUT_SHIFTS = ("inverted", "blurred", "noisy")
+OUTPUT_SHIFTS = ("permuted", "odd_even")
+
+
+def printed_glyphs(n: int, *, image_size: int = 64, seed: int = 0, shift: str | None = None) -> ImageSet:
+    """Render ``n`` printed letters of 64 classes (Latin, Greek, Cyrillic) in coloured scenes.
+
+    The same ``n``, ``image_size`` and ``seed`` give the same images. ``factors`` holds, for each image, its font
+    (an index into ``scenes.FONTS``) and everything of :func:`scenes.draw_factors`. ``shift`` as in :func:`shifted`.
+
+    Raises:
+        ValueError: ``n`` below 1, ``image_size`` below 16, or an unknown shift.
+    """
+    _check(n=n, image_size=image_size)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(len(scenes.GLYPHS), (n,), generator=generator)
+    font = torch.randint(len(scenes.FONTS), (n,), generator=generator)
+    factors = scenes.draw_factors(n, generator)
+    images = scenes.render(scenes.glyph_masks(image_size), font * len(scenes.GLYPHS) + labels, factors, generator)
+    return shifted(ImageSet(images, labels, scenes.GLYPHS, {"font": font, **factors}), shift, seed=seed)
+
+
+def handwritten_digits(*, image_size: int = 64, seed: int = 0, shift: str | None = None) -> ImageSet:
+    """The 1,797 scanned digits of scikit-learn (real handwriting) in the same kind of scene as the glyphs.
+
+    Data: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), CC BY 4.0. ``seed``
+    chooses the scenes; ``factors["scan"]`` is each scan's number in scikit-learn's order. ``shift`` as in
+    :func:`shifted`. Use :func:`few_shot_split` to split it.
+
+    Raises:
+        ValueError: ``image_size`` below 16, or an unknown shift.
+    """
+    from sklearn.datasets import load_digits  # here: scikit-learn takes longer to import than the rest of this package
+
+    _check(n=1, image_size=image_size)
+    digits = load_digits()
+    generator = torch.Generator().manual_seed(seed)
+    scans = torch.as_tensor(digits.images, dtype=torch.float32)
+    labels = torch.as_tensor(digits.target, dtype=torch.int64)
+    scan = torch.arange(len(labels))
+    factors = scenes.draw_factors(len(labels), generator)
+    images = scenes.render(scenes.digit_masks(scans, image_size), scan, factors, generator)
+    names = tuple(str(name) for name in digits.target_names)
+    return shifted(ImageSet(images, labels, names, {"scan": scan, **factors}), shift, seed=seed)
+
+
+def shifted(data: ImageSet, shift: str | None, *, seed: int = 0) -> ImageSet:
+    """The same data after a shift of its distribution; ``None`` changes nothing.
+
+    At the input: ``"inverted"`` (negative), ``"blurred"`` (Gaussian, sigma 6 % of the image's width), ``"noisy"``
+    (Gaussian noise, sigma 0.6 of full scale). At the output: ``"permuted"`` (every class gets the number of another, always by
+    the same permutation) and ``"odd_even"`` (two classes, for classes that are named by numbers).
+
+    Raises:
+        ValueError: an unknown shift, or odd and even asked of classes that are not numbers.
+    """
+    if shift is None:
+        return data
+    if shift == "inverted":
+        return replace(data, images=255 - data.images)
+    if shift == "blurred":
+        return replace(data, images=_blur(data.images, sigma=0.06 * data.images.shape[-1]))
+    if shift == "noisy":
+        return replace(data, images=_add_noise(data.images, 0.6, seed))
+    if shift == "permuted":
+        cycle = torch.randperm(len(data.class_names), generator=torch.Generator().manual_seed(0))
+        order = torch.empty_like(cycle).scatter_(0, cycle, cycle.roll(1))  # one long cycle: no class keeps its number
+        names = tuple(data.class_names[old] for old in order.argsort())
+        return replace(data, labels=order[data.labels], class_names=names)
+    if shift == "odd_even":
+        if not all(name.isdecimal() for name in data.class_names):
+            raise ValueError(f"shift 'odd_even' needs classes named by whole numbers, these are {data.class_names[:5]}…")
+        odd = torch.tensor([int(name) % 2 for name in data.class_names])
+        return replace(data, labels=odd[data.labels], class_names=("even", "odd"))
+    raise ValueError(f"unknown shift {shift!r}; known are None, {', '.join(map(repr, INPUT_SHIFTS + OUTPUT_SHIFTS))}")
+
+
+def _blur(images: Tensor, sigma: float) -> Tensor:
+    radius = int(3 * sigma + 0.5)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).repeat(3, 1)
+    blurred = torch.empty_like(images)
+    for start in range(0, len(images), 512):
+        x = F.pad(images[start:start + 512].float(), (radius,) * 4, mode="replicate")
+        x = F.conv2d(F.conv2d(x, kernel[:, None, None, :], groups=3), kernel[:, None, :, None], groups=3)
+        blurred[start:start + 512] = x.round().to(torch.uint8)
+    return blurred
+
+
+def _add_noise(images: Tensor, strength: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 1)  # not the seed that drew the scenes' own noise
+    noisy = torch.empty_like(images)
+    for start in range(0, len(images), 512):
+        x = images[start:start + 512]
+        noise = torch.randn(x.shape, generator=generator) * (255 * strength)
+        noisy[start:start + 512] = (x + noise).round().clamp(0, 255).to(torch.uint8)
+    return noisy

@@ -1,0 +1,127 @@
+"""Turning the knobs: what a head rate, a decay, a schedule and an unfreezing plan make of every group's rate.
+
+The functions are plain; only :func:`explorer` needs ipywidgets, which belongs to the course and not to the package.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
+
+from layerlr_helpers.course.plots import plot_rates
+from layerlr_helpers.layers import LayerGroup
+from layerlr_helpers.naming import listed
+from layerlr_helpers.param_groups import layer_decay, param_groups
+from layerlr_helpers.schedules import one_cycle, preview, slanted_triangular, warmup_cosine
+from layerlr_helpers.unfreezing import UnfreezePlan
+
+Schedule = Callable[[Optimizer, int], LRScheduler]
+
+#: Schedules by name, each ``(optimizer, total_steps) -> scheduler``; None is a constant rate.
+SCHEDULES: Mapping[str, Schedule | None] = {
+    "constant": None,
+    "one-cycle": one_cycle,
+    "slanted triangular": slanted_triangular,
+    "warm-up and cosine": lambda optimizer, n: warmup_cosine(optimizer, n, warmup_steps=n // 10),
+    "StepLR, ×0.1 at each third": lambda optimizer, n: StepLR(optimizer, step_size=max(n // 3, 1), gamma=0.1),
+    "cosine to eta_min=1e-5": lambda optimizer, n: CosineAnnealingLR(optimizer, T_max=n, eta_min=1e-5),
+}
+
+
+def rates_over_time(groups: Sequence[LayerGroup], *, head_lr: float, decay: float, schedule: str = "one-cycle",
+                    plan_every: int | None = None, total_steps: int = 200) -> pd.DataFrame:
+    """The learning rate of every group (columns) at every step (rows) with ``layer_decay(head_lr, decay)``.
+
+    Args:
+        schedule: a name in ``SCHEDULES``.
+        plan_every: unfreeze one more group every so many steps, from the head down; None or 0 trains all from the start.
+
+    Raises:
+        ValueError: an unknown schedule, or what ``layer_decay``, ``preview`` or the schedule refuse.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; known are {listed(map(repr, SCHEDULES))}")
+    make = SCHEDULES[schedule]
+    plan = UnfreezePlan.top_down(groups, plan_every) if plan_every else None
+    return preview(param_groups(groups, layer_decay(head_lr, decay)),
+                   None if make is None else lambda optimizer: make(optimizer, total_steps), total_steps, plan=plan)
+
+
+def ratio_drift(rates: pd.DataFrame) -> float:
+    """By which factor the ratio between two groups' rates changes in the course of a run, at most.
+
+    Of every pair of columns, the largest ratio divided by the smallest, over the steps at which both groups have a rate
+    above 0; then the largest of all pairs. 1 means that the schedule did nothing but multiply.
+    """
+    logs = np.log(rates.where(rates > 0))
+    spans = [(logs[a] - logs[b]).max() - (logs[a] - logs[b]).min() for a, b in combinations(logs, 2)]
+    return float(np.exp(np.nanmax([0.0, *spans])))
+
+
+def explorer(groups: Sequence[LayerGroup], *, total_steps: int = 200):
+    """An ipywidgets box with a slider or menu for each knob of :func:`rates_over_time`, the figure and a sentence.
+
+    Needs a running kernel to answer; the figure is a PNG in an Image widget, so any Jupyter front end shows it.
+
+    Raises:
+        ImportError: ipywidgets is not installed.
+        ValueError: fewer than 10 steps, for which not every schedule exists.
+    """
+    if total_steps < 10:
+        raise ValueError(f"total_steps must be at least 10, not {total_steps}; a slanted triangle needs a step to rise in")
+    try:
+        import ipywidgets as widgets
+    except ImportError as error:
+        raise ImportError("the explorer needs ipywidgets: pip install ipywidgets; "
+                          "rates_over_time and plots.plot_rates draw the same figure without it") from error
+
+    class Explorer(widgets.VBox):
+        def __repr__(self) -> str:  # what a page without a kernel shows in its place
+            return "(an explorer with sliders: run this notebook to use it)"
+
+    shared = {"continuous_update": False, "style": {"description_width": "150px"}, "layout": {"width": "440px"}}
+    knobs = {
+        "head_lr": widgets.FloatLogSlider(value=3e-3, min=-5, max=-1, step=0.1, description="head rate",
+                                          readout_format=".1e", **shared),
+        "decay": widgets.FloatSlider(value=0.6, min=0.2, max=1.0, step=0.05, description="decay per group", **shared),
+        "schedule": widgets.Dropdown(options=list(SCHEDULES), value="one-cycle", description="schedule",
+                                     style=shared["style"], layout=shared["layout"]),
+        "plan_every": widgets.IntSlider(value=0, min=0, max=max(total_steps // len(groups), 1),
+                                        description="unfreeze one every (steps)", **shared),
+    }
+    picture, sentence = widgets.Image(format="png"), widgets.HTML()
+
+    def redraw(change=None) -> None:
+        rates = rates_over_time(groups, total_steps=total_steps, **{name: knob.value for name, knob in knobs.items()})
+        picture.value, sentence.value = _png(rates), _in_words(rates)
+
+    for knob in knobs.values():
+        knob.observe(redraw, names="value")
+    redraw()
+    return Explorer([*knobs.values(), picture, sentence])
+
+
+def _png(rates: pd.DataFrame) -> bytes:
+    figure = Figure(figsize=(7, 3.6), layout="constrained")  # not pyplot's: nothing to close, no style changed
+    plot_rates(rates, figure.subplots())
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    small = BytesIO()  # 64 colours are enough for lines, and a notebook saved with the widget's state stays small
+    Image.open(buffer).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def _in_words(rates: pd.DataFrame) -> str:
+    """What the figure shows, for those who do not see it."""
+    first, last = rates.columns[0], rates.columns[-1]
+    drift = ratio_drift(rates)
+    kept = "the ratios between groups stay as they were" if drift < 1.001 else f"a ratio changes by a factor of {drift:.3g}"
+    trained = rates.gt(0).mean().mean()
+    return (f"Peak: {rates[first].max():.1e} in {first}, {rates[last].max():.1e} in {last}. Over the run {kept}. "
+            f"Groups train in {trained:.0%} of all (group, step) pairs.")

@@ -1,0 +1,1 @@
+"""The fine-tuning command: ``python -m layerlr_helpers.finetune --data DIR --output OUT``."""

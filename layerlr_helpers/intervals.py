@@ -1,0 +1,67 @@
+"""How sure a number is: intervals for an accuracy, for a mean of runs and for a difference between paired runs."""
+
+from collections.abc import Iterable, Mapping
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+
+
+def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval (Wilson, 1927) for an accuracy, ``(low, high)`` in 0..1.
+
+    It says what the number of test images leaves open, and stays sensible where none or all are right. It knows nothing of
+    other training images or seeds: a repeated run may well fall outside.
+
+    Raises:
+        ValueError: no images, ``correct`` outside 0..total, or ``confidence`` outside (0, 1).
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise ValueError(f"correct must be between 0 and total, and total 1 or above, not {correct} of {total}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, not {confidence}; 0.95 means 95 %")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, scale = correct / total, 1 + z * z / total
+    middle = (share + z * z / (2 * total)) / scale
+    half = z * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5 / scale
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return (0.0 if correct == 0 else low), (1.0 if correct == total else high)  # which rounding would miss by a hair
+
+
+def paired_intervals(rows: pd.DataFrame, baseline: str, *, seed: int = 0, draws: int = 10_000) -> pd.DataFrame:
+    """Each strategy's test accuracy and its difference to ``baseline`` on the same seeds, with a bootstrap interval.
+
+    One row a strategy, in percent and points: ``mean``, ``difference``, ``low`` and ``high`` (the 2.5 and 97.5 percentiles of
+    the mean difference when the seeds are drawn anew with replacement; Efron, 1979), ``seeds``. The rows are those of one task.
+
+    Raises:
+        ValueError: the baseline was not tested, or on none of a strategy's seeds, or a strategy was tested twice on a seed.
+    """
+    tested = rows[rows["split"] == "test"]
+    if (twice := tested[tested.duplicated(["strategy", "seed"])]["strategy"].unique()).size:
+        raise ValueError(f"{', '.join(twice)} was tested more than once on a seed; choose the rows of one task and of one try")
+    tested = 100 * tested.pivot(index="seed", columns="strategy", values="accuracy")
+    if baseline not in tested:
+        raise ValueError(f"no strategy {baseline!r} was tested, only {', '.join(tested)}")
+    found = {}
+    for name in [name for name in rows["strategy"].unique() if name in tested]:
+        pairs = tested[[name, baseline]].dropna()
+        if pairs.empty:
+            raise ValueError(f"{name!r} and {baseline!r} were tested on different seeds, so there is no difference to take")
+        gaps = (pairs[name] - pairs[baseline]).to_numpy() if name != baseline else np.zeros(len(pairs))
+        interval = mean_interval(gaps, seed=seed, draws=draws)
+        found[name] = {"mean": tested[name].mean(), "difference": interval.pop("mean"), **interval, "seeds": len(gaps)}
+    return pd.DataFrame(found).T.astype({"seeds": int}).rename_axis("strategy")
+
+
+def mean_interval(values: Iterable[float], *, seed: int = 0, draws: int = 10_000) -> dict[str, float]:
+    """The ``mean`` of some runs, and ``low`` and ``high``: the 2.5 and 97.5 percentiles of the means of bootstrap samples."""
+    values = np.asarray(list(values), dtype=float)
+    means = values[np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def interval_text(row: Mapping[str, float]) -> str:
+    """A row of :func:`paired_intervals` in words: ``+1.5 (+1.2 to +1.8)``."""
+    return f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"

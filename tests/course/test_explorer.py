@@ -1,0 +1,110 @@
+"""The explorer's numbers are those of preview, and its knobs redraw the figure."""
+
+import sys
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+
+from layerlr_helpers import layer_decay, layer_groups, load_resnet18, one_cycle, param_groups, preview
+from layerlr_helpers.course.explorer import SCHEDULES, explorer, rates_over_time, ratio_drift
+
+KEEP_RATIOS = ["constant", "one-cycle", "slanted triangular", "warm-up and cosine", "StepLR, ×0.1 at each third"]
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return layer_groups(load_resnet18(None, num_classes=10), torch.zeros(1, 3, 64, 64))
+
+
+def test_rates_are_those_of_preview(groups):
+    found = rates_over_time(groups, head_lr=1e-2, decay=0.5, schedule="one-cycle", total_steps=40)
+    expected = preview(param_groups(groups, layer_decay(1e-2, 0.5)), lambda o: one_cycle(o, 40), 40)
+    pd.testing.assert_frame_equal(found, expected)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_gives_a_rate_to_every_group_at_every_step(groups, schedule):
+    rates = rates_over_time(groups, head_lr=1e-2, decay=0.5, schedule=schedule, total_steps=30)
+    assert rates.shape == (30, len(groups))
+    assert (rates > 0).all(axis=None)
+
+
+def test_a_plan_keeps_lower_groups_at_zero_until_their_step(groups):
+    rates = rates_over_time(groups, head_lr=1e-2, decay=0.5, schedule="constant", plan_every=10, total_steps=60)
+    assert rates["head"].gt(0).all()
+    assert rates["layer4"].gt(0).idxmax() == 10
+    assert rates["stem"].gt(0).sum() == 10
+
+
+def test_no_plan_is_the_same_as_a_plan_of_zero_steps(groups):
+    none, zero = (rates_over_time(groups, head_lr=1e-3, decay=1, plan_every=every) for every in (None, 0))
+    pd.testing.assert_frame_equal(none, zero)
+
+
+def test_an_unknown_schedule_is_named_with_the_known_ones(groups):
+    with pytest.raises(ValueError, match=r"'linear'; known are 'constant', 'one-cycle'"):
+        rates_over_time(groups, head_lr=1e-3, decay=0.5, schedule="linear")
+
+
+@pytest.mark.parametrize("plan_every", [None, 7])
+@pytest.mark.parametrize("schedule", KEEP_RATIOS)
+def test_schedules_that_multiply_leave_the_ratios(groups, schedule, plan_every):
+    rates = rates_over_time(groups, head_lr=1e-2, decay=0.4, schedule=schedule, plan_every=plan_every, total_steps=90)
+    assert ratio_drift(rates) == pytest.approx(1, abs=1e-9)
+
+
+def test_a_floor_shared_by_all_groups_shows_in_the_drift(groups):
+    rates = rates_over_time(groups, head_lr=1e-2, decay=0.4, schedule="cosine to eta_min=1e-5", total_steps=400)
+    assert ratio_drift(rates) == pytest.approx(0.4 ** -5, rel=0.05)  # at the end all groups are at the floor
+
+
+def test_drift_of_known_numbers():
+    assert ratio_drift(pd.DataFrame({"a": [1.0, 1.0], "b": [10.0, 5.0]})) == pytest.approx(2)
+    assert ratio_drift(pd.DataFrame({"a": [0.0, 1.0, 0.5], "b": [7.0, 4.0, 2.0]})) == pytest.approx(1)
+    assert ratio_drift(pd.DataFrame({"a": [1.0, 0.0], "b": [0.0, 1.0]})) == 1  # never both: there is no ratio
+    assert ratio_drift(pd.DataFrame({"only": [1.0, 2.0]})) == 1
+
+
+@pytest.mark.parametrize(("knob", "value"), [("head rate", 1e-4), ("decay per group", 1.0),
+                                             ("schedule", "cosine to eta_min=1e-5"), ("unfreeze one every (steps)", 5)])
+def test_every_knob_redraws_the_figure_and_the_sentence(groups, knob, value):
+    box = explorer(groups, total_steps=40)
+    *knobs, picture, sentence = box.children
+    before = picture.value, sentence.value
+    assert bytes(picture.value[:8]) == b"\x89PNG\r\n\x1a\n"
+    next(k for k in knobs if k.description == knob).value = value
+    assert picture.value != before[0]
+    assert sentence.value != before[1]
+
+
+def test_the_sentence_says_what_the_figure_shows(groups):
+    box = explorer(groups, total_steps=40)
+    *knobs, _, sentence = box.children
+    menu = {knob.description: knob for knob in knobs}
+    assert "ratios between groups stay" in sentence.value
+    assert "100% of all" in sentence.value
+    menu["schedule"].value = "cosine to eta_min=1e-5"
+    assert "changes by a factor of" in sentence.value
+
+
+def test_drawing_leaves_no_figure_open(groups):
+    before = plt.get_fignums()
+    explorer(groups, total_steps=20)
+    assert plt.get_fignums() == before
+
+
+def test_without_ipywidgets_the_error_says_what_to_install(groups, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(ImportError, match="pip install ipywidgets"):
+        explorer(groups)
+
+
+def test_too_few_steps_are_refused_before_a_knob_could_fail(groups):
+    with pytest.raises(ValueError, match="at least 10, not 5"):
+        explorer(groups, total_steps=5)
+
+
+def test_a_page_without_a_kernel_shows_words_in_its_place(groups):
+    assert explorer(groups)._repr_mimebundle_()["text/plain"] == "(an explorer with sliders: run this notebook to use it)"

@@ -1,0 +1,225 @@
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
+from IPython.utils.capture import capture_output
+from traitlets.config import Config
+
+from layerlr_helpers.course import plots
+from layerlr_helpers.range_test import RangeTest
+
+STEPS = range(20)
+RATES = pd.DataFrame({"stem": np.linspace(1e-5, 1e-4, 20), "layer1": 0.0, "head": 1e-3}, index=pd.RangeIndex(20, name="step"))
+RATES.loc[10:, "layer1"] = 5e-4
+HISTORY = pd.DataFrame({"step": STEPS, "epoch": 0, "loss": np.linspace(2, 1, 20), "accuracy": 0.5,
+                        **{f"lr/{name}": RATES[name].to_numpy() for name in RATES},
+                        "val_loss": [None] * 9 + [1.7] + [None] * 9 + [1.2]}).astype({"val_loss": float})
+PROBES = pd.DataFrame({"target": ["class"] * 3 + ["colour"] * 3, "layer": ["stem", "layer1", "head"] * 2,
+                       "accuracy": [0.1, 0.4, 0.9, 0.8, 0.6, 0.3], "standard_error": 0.02, "chance": [0.05] * 3 + [0.25] * 3})
+RUNS = pd.DataFrame({"strategy": ["b", "a", "b", "a"], "seed": [0, 0, 1, 1], "accuracy": [0.8, 0.7, 0.9, 0.5],
+                     "loss": [1.0, 2.0, 1.5, 3.0], "seconds": [1.0, 2.0, 1.0, 2.0]})
+BY_LAYER = pd.DataFrame({"group": ["stem", "layer1", "head"], "moved": [0.01, 0.1, 1.0]})
+RANGE = RangeTest(pd.DataFrame({"factor": [0.01, 0.1, 1.0, 10.0], "loss": [2.3, 2.2, 1.5, 6.0],
+                                "smooth_loss": [2.3, 2.25, 1.9, 4.0]}), suggestion=1.0)
+GAPS = pd.DataFrame({"difference": [1.0, 0.0], "low": [-0.5, 0.0], "high": [2.0, 0.0], "seeds": [10, 10]},
+                    index=["b", "a"])
+CURVES = pd.DataFrame([{"strategy": name, "lr": lr, "seed": seed, "accuracy": 0.5 + seed / 10 + (name == "a") / 5}
+                       for name in "ab" for lr in (1e-3, 1e-2) for seed in range(3)])
+TABLE = pd.DataFrame([[10.0, 90.0], [float("nan"), 50.0]], index=["stem", "head"], columns=["blurred", "permuted"])
+
+DRAWN = {  # every function that draws into Axes
+    "rates": lambda axes=None: plots.plot_rates(RATES, axes),
+    "history": lambda axes=None: plots.plot_history(HISTORY, axes),
+    "probes": lambda axes=None: plots.plot_probes(PROBES, axes),
+    "by layer": lambda axes=None: plots.plot_by_layer(BY_LAYER, "moved", axes),
+    "comparison": lambda axes=None: plots.plot_comparison(RUNS, axes),
+    "range test": lambda axes=None: plots.plot_range_test(RANGE, axes),
+    "intervals": lambda axes=None: plots.plot_intervals(GAPS, "a", axes),
+    "intervals and live runs": lambda axes=None: plots.plot_intervals(GAPS, "a", axes, live=RUNS),
+    "curves": lambda axes=None: plots.plot_curves(CURVES, "lr", axes, live=CURVES[CURVES["seed"] == 0]),
+    "heatmap": lambda axes=None: plots.plot_heatmap(TABLE, axes),
+}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def shell():
+    """An IPython that shows figures as pictures, as a notebook does."""
+    config = Config()
+    config.HistoryManager.enabled = False
+    shell = InteractiveShell.instance(config=config)
+    select_figure_formats(shell, ["png"])
+    yield shell
+    InteractiveShell.clear_instance()
+
+
+def labels(axes):
+    axes.figure.canvas.draw()
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_each_figure_goes_into_the_axes_it_is_given_or_into_new_ones_and_leaves_the_settings_alone(draw):
+    before = dict(matplotlib.rcParams)
+    _, (left, right) = plt.subplots(1, 2)
+    assert draw(right) is right
+    assert not left.has_data()
+    new = draw()
+    assert isinstance(new, plt.Axes)
+    assert new.figure is not left.figure
+    new.figure.canvas.draw()  # nothing warns, even with gaps in the data
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("frame", [RATES, HISTORY], ids=["preview", "history"])
+def test_rates_are_one_line_a_group_with_gaps_while_it_is_frozen(frame):
+    axes = plots.plot_rates(frame)
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines) == ["stem", "layer1", "head"]
+    for name, line in lines.items():
+        assert list(line.get_xdata()) == list(STEPS)
+        drawn = np.asarray(line.get_ydata(), dtype=float)
+        assert np.array_equal(drawn, RATES[name].where(RATES[name] > 0), equal_nan=True)
+    assert np.isnan(lines["layer1"].get_ydata()).sum() == 10
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("step", "learning rate", "log")
+    assert sorted(labels(axes)) == sorted(lines)
+    assert plots.plot_rates(frame, log=False).get_yscale() == "linear"
+
+
+def test_each_group_has_a_colour_of_its_own_the_same_in_every_figure():
+    colours = plots.depth_colours(6)
+    assert len(set(colours)) == 6
+    assert [sum(colour[:3]) for colour in colours] == sorted(sum(colour[:3]) for colour in colours)  # dark to light
+    assert [line.get_color() for line in plots.plot_rates(RATES).get_lines()] == plots.depth_colours(3)
+    assert [bar.get_facecolor() for bar in plots.plot_by_layer(BY_LAYER, "moved").patches] == plots.depth_colours(3)
+
+
+def test_a_history_shows_every_batch_their_running_mean_and_the_validation():
+    axes = plots.plot_history(HISTORY, smooth=4)
+    batches, mean, validation = axes.get_lines()
+    assert np.array_equal(batches.get_ydata(), HISTORY["loss"])
+    assert mean.get_ydata()[-1] == pytest.approx(HISTORY["loss"].tail(4).mean())
+    assert list(validation.get_xdata()) == [9, 19]
+    assert list(validation.get_ydata()) == [1.7, 1.2]
+    assert labels(axes) == ["train, each batch", "train, mean of 4", "validation"]
+    assert axes.get_ylabel() == "cross-entropy (nats)"
+    assert len(plots.plot_history(HISTORY.drop(columns="val_loss")).get_lines()) == 2
+
+
+def test_probes_are_one_line_a_target_in_percent_with_errors_and_chance():
+    axes = plots.plot_probes(PROBES)
+    assert labels(axes) == ["class", "colour"]
+    for container, chance, expected in zip(axes.containers, (5, 25), ([10, 40, 90], [80, 60, 30]), strict=True):
+        assert list(container.lines[0].get_ydata()) == pytest.approx(expected)
+        assert any(line.get_linestyle() == ":" and line.get_ydata()[0] == chance for line in axes.get_lines())
+        low, high = container.lines[2][0].get_segments()[0][:, 1]
+        assert (low, high) == pytest.approx((expected[0] - 4, expected[0] + 4))  # two standard errors
+    assert "(%)" in axes.get_ylabel()
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["stem", "layer1", "head"]
+
+
+def test_by_layer_is_one_bar_a_group():
+    axes = plots.plot_by_layer(BY_LAYER, "moved", label="relative distance", log=True)
+    assert [bar.get_height() for bar in axes.patches] == [0.01, 0.1, 1.0]
+    assert (axes.get_ylabel(), axes.get_yscale(), axes.get_xlabel()) == ("relative distance", "log", "layer group")
+    assert plots.plot_by_layer(BY_LAYER, "moved").get_ylabel() == "moved"
+
+
+def test_a_comparison_has_a_dot_a_run_and_the_mean_in_the_order_of_the_frame():
+    axes = plots.plot_comparison(RUNS)
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["b", "a"]
+    b, b_mean, a, a_mean = axes.get_lines()
+    assert sorted(b.get_xdata()) == pytest.approx([80, 90])
+    assert sorted(a.get_xdata()) == pytest.approx([50, 70])
+    assert list(b_mean.get_xdata()) == pytest.approx([85, 85])
+    assert list(a_mean.get_xdata()) == pytest.approx([60, 60])
+    assert axes.yaxis_inverted()  # the first strategy is at the top
+    assert labels(axes) == ["one run", "mean"]
+
+
+@pytest.mark.parametrize(("value", "label", "first"), [
+    ("accuracy", "accuracy (%)", 80), ("loss", "cross-entropy (nats)", 1), ("seconds", "training time (s)", 1)])
+def test_a_comparison_says_what_it_compares_in_which_unit(value, label, first):
+    axes = plots.plot_comparison(RUNS, value=value)
+    assert axes.get_xlabel() == label
+    assert axes.get_lines()[0].get_xdata()[0] == first
+
+
+def test_a_heatmap_has_every_number_in_its_cell_and_none_where_there_is_none():
+    axes = plots.plot_heatmap(TABLE, label="accuracy (%)")
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "10", (1, 0): "90", (1, 1): "50"}
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["blurred", "permuted"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["stem", "head"]
+    assert axes.figure.axes[-1].get_ylabel() == "accuracy (%)"
+    dark, light = (text.get_color() for text in axes.texts[:2])
+    assert (dark, light) == ("white", "black")  # legible on viridis' dark and light ends
+
+
+def test_images_are_shown_as_they_are_with_the_names_of_their_classes(small_digits):
+    grid = plots.plot_images(small_digits, 5, columns=3)
+    assert grid.shape == (2, 3)
+    for i, axes in enumerate(grid.flat[:5]):
+        assert np.array_equal(axes.get_images()[0].get_array(), small_digits.images[i].permute(1, 2, 0).numpy())
+        assert axes.get_title() == small_digits.class_names[small_digits.labels[i]]
+    assert not grid.flat[5].has_data()
+    assert plots.plot_images(small_digits, 2).shape == (1, 2)  # no empty columns
+    assert plots.plot_images(small_digits.subset([0, 1, 2]), 12, titles=["x", "y", "z"])[0, 2].get_title() == "z"
+
+
+def test_filters_are_tiles_each_stretched_to_its_own_range():
+    sizes = torch.tensor([1e-3, 1, 1, 1, 1e3]).view(5, 1, 1, 1)
+    weight = torch.randn(5, 3, 7, 7, generator=torch.Generator().manual_seed(0)) * sizes
+    picture = plots.plot_filters(weight, columns=3).get_images()[0].get_array()
+    assert picture.shape == (2 * 9, 3 * 9, 3)
+    for tile in (picture[1:8, 1:8], picture[10:17, 10:17]):
+        assert tile.min() == pytest.approx(0, abs=1e-6)
+        assert tile.max() == pytest.approx(1, abs=1e-6)
+    first = (weight[0] - weight[0].min()) / (weight[0].max() - weight[0].min())
+    assert np.allclose(picture[1:8, 1:8], first.permute(1, 2, 0).numpy(), atol=1e-6)
+    assert (picture[9:, 18:] == 1).all()  # the sixth place stays white
+    assert not plots.plot_filters(torch.zeros(1, 3, 3, 3, requires_grad=True)).axison
+
+
+@pytest.mark.parametrize("what", ["figure", "axes", "grid"])
+def test_show_puts_the_alt_text_beside_the_picture_and_closes_the_figure(what, shell):
+    figure, grid = plt.subplots(1, 2)
+    with capture_output() as captured:
+        plots.show({"figure": figure, "axes": grid[0], "grid": grid}[what], alt="two empty frames")
+    (output,) = captured.outputs
+    assert output.data["image/png"]
+    assert output.metadata["image/png"]["alt"] == "two empty frames"
+    assert not plt.fignum_exists(figure.number)
+
+
+@pytest.mark.parametrize("alt", ["", "  "])
+def test_a_figure_without_alt_text_is_refused(alt):
+    with pytest.raises(ValueError, match="alt must say what is to be seen"):
+        plots.show(plt.figure(), alt)
+
+
+def test_live_runs_are_drawn_as_differences_on_their_own_seed():
+    axes = plots.plot_intervals(GAPS, "a", live=RUNS)
+    crosses = [line for line in axes.get_lines() if line.get_marker() == "x"]
+    assert [x for line in crosses for x in line.get_xdata()] == pytest.approx([10, 40])
+    assert labels(axes) == ["run here, one seed", "10 recorded seeds, mean and 95 %"]
+
+
+def test_curves_go_through_the_means_and_hold_every_live_run():
+    axes = plots.plot_curves(CURVES, "lr", live=CURVES[CURVES["seed"] == 2], label="rate")
+    means = {line.get_color(): list(line.get_ydata()) for line in axes.get_lines() if line.get_marker() == "o"}
+    assert list(means.values()) == [pytest.approx([80, 80]), pytest.approx([60, 60])]
+    crosses = [list(line.get_ydata()) for line in axes.get_lines() if line.get_marker() == "x" and len(line.get_ydata())]
+    assert crosses == [pytest.approx([90, 90]), pytest.approx([70, 70])]
+    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "rate")
+    side_by_side = plots.plot_curves(CURVES.assign(lr=CURVES["lr"].map({1e-3: "low", 1e-2: "high"})), "lr")
+    side_by_side.figure.canvas.draw()
+    assert [tick.get_text() for tick in side_by_side.get_xticklabels()] == ["low", "high"]

@@ -1,0 +1,381 @@
+"""The fine-tuning command, on a tiny folder of photographs (here scans of handwriting, which are real as well)."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from layerlr_helpers import ImageSet, evaluate, image_folder, load_resnet18, report
+from layerlr_helpers.finetune import job as finetune
+from layerlr_helpers.finetune.distributed import Team
+from layerlr_helpers.finetune.options import STRATEGIES, parser, resolved
+
+ALONE = Team(0, 1, torch.device("cpu"))
+RESULTS = {*finetune.RESULTS, "settings.json"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, small_digits):
+    """Three classes of 13 images."""
+    folder = tmp_path_factory.mktemp("photos")
+    for label, name in enumerate(("none", "one", "two")):
+        (folder / name).mkdir()
+        for i in torch.nonzero(small_digits.labels == label).flatten()[:13].tolist():
+            Image.fromarray(small_digits.images[i].permute(1, 2, 0).numpy()).save(folder / name / f"{i}.png")
+    return folder
+
+
+def arguments(photos, output, *more):
+    return ["--data", str(photos), "--output", str(output), "--image-size", "32", "--weights", "glyphs", "--device", "cpu",
+            "--epochs", "3", "--batch-size", "5", *more]
+
+
+def options_of(*args):
+    return resolved(parser("").parse_args([*args]))
+
+
+@pytest.fixture(scope="module")
+def done(photos, tmp_path_factory):
+    """A finished run, and what main returned."""
+    output = tmp_path_factory.mktemp("runs") / "new" / "run"
+    return output, finetune.main(arguments(photos, output))
+
+
+def state(output):
+    return torch.load(output / "model.pt", weights_only=True)
+
+
+def contents(folder):
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir()} if folder.exists() else None
+
+
+def test_the_run_leaves_its_results_and_nothing_else(done):
+    output, _ = done
+    assert {entry.name for entry in output.iterdir()} == RESULTS
+    assert json.loads((output / "classes.json").read_text()) == ["none", "one", "two"]
+
+
+def test_the_weights_load_in_plain_torchvision_and_have_the_reported_accuracy(done, photos):
+    output, result = done
+    model = torchvision.models.resnet18(num_classes=3)
+    model.load_state_dict(state(output))
+    _, _, test = finetune.split(image_folder(photos, image_size=32), options_of(*arguments(photos, output)))
+    accuracy = evaluate(model, DataLoader(test, 2))["accuracy"]
+    right = round(accuracy * len(test))
+    low, high = report.accuracy_interval(right, len(test))
+    assert result == json.loads((output / "result.json").read_text()) == {
+        "accuracy": pytest.approx(accuracy), "low": low, "high": high, "images": len(test)}
+    assert f"({right} of {len(test)} right" in (output / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_history_and_the_layers_are_those_of_the_strategy(done):
+    output, result = done
+    history = pd.read_csv(output / "history.csv")
+    assert list(history["epoch"]) == [epoch for epoch in range(3) for _ in range(5)]  # 3 · 7 images in 5 batches
+    assert list(history["val_accuracy"].notna()) == ([False] * 4 + [True]) * 3
+    assert result["accuracy"] > 1 / 3  # chance
+    text = (output / "report.md").read_text(encoding="utf-8")
+    for depth, name in enumerate(("stem", "layer1", "layer2", "layer3", "layer4", "head")):
+        assert f"| {name} | {3e-3 * 0.5 ** (5 - depth):.3g} |" in text
+    for name, value in (("strategy", "layer-decay"), ("decay", 0.5), ("processes", 1), ("torch", torch.__version__)):
+        assert f"| {name} | {value} |" in text
+
+
+def test_the_same_command_again_does_nothing_again_wherever_the_images_are(done, photos, tmp_path, monkeypatch, capsys):
+    output, result = done
+    before = contents(output)
+    monkeypatch.setattr(finetune, "fit", None)  # nobody can train now
+    moved = shutil.copytree(photos, tmp_path / "elsewhere")
+    assert finetune.main(arguments(moved, output)) == result
+    assert contents(output) == before
+    assert f"{result['accuracy']:.1%} of {result['images']} test images right" in capsys.readouterr().out
+
+
+def test_torch_random_numbers_are_left_as_they_were(done, photos, tmp_path):
+    before = torch.get_rng_state()
+    finetune.main(arguments(photos, tmp_path, "--strategy", "head-only", "--epochs", "1", "--model", "shufflenet_v2_x0_5",
+                            "--weights", "none"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- a run that is killed ---------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys, torch
+from layerlr_helpers import checkpoints, finetune
+torch.set_num_threads(int(sys.argv[1]))  # sums in another order are other sums
+replace, written = os.replace, []
+
+def killed_at_the_worst_moment(temporary, path):
+    if str(path).endswith("checkpoint-0.pt"):
+        written.append(path)
+        if len(written) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    replace(temporary, path)
+
+checkpoints.os.replace = killed_at_the_worst_moment
+finetune.main(sys.argv[2:])
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(photos, tmp_path):
+    # Dropout, BatchNorm that trains and a layer that unfreezes in the middle: all that has to be remembered or known.
+    more = ("--model", "mobilenet_v3_small", "--weights", "none", "--strategy", "head-then-all", "--lr", "0.01")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(torch.get_num_threads()),
+                             *arguments(photos, tmp_path / "killed", *more)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    left = {entry.name for entry in (tmp_path / "killed").iterdir()}
+    assert left == {"settings.json", "checkpoint-0.pt", "checkpoint-0.pt.tmp"}
+    assert finetune.main(arguments(photos, tmp_path / "killed", *more)) == finetune.main(
+        arguments(photos, tmp_path / "whole", *more))
+    resumed, whole = state(tmp_path / "killed"), state(tmp_path / "whole")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert (tmp_path / "killed" / "history.csv").read_text() == (tmp_path / "whole" / "history.csv").read_text()
+    assert {entry.name for entry in (tmp_path / "killed").iterdir()} == RESULTS
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+SHARED = """
+import os, sys, warnings
+warnings.simplefilter("error")
+import torch.distributed as dist
+from layerlr_helpers import checkpoints, finetune
+whole, interrupted, *more = sys.argv[1:]
+finetune.main(["--output", whole, *more])  # connects as torchrun says
+dist.init_process_group("gloo", init_method=f"file://{interrupted}.store", rank=int(os.environ["RANK"]), world_size=2)
+save, saved = checkpoints.save, []
+
+def interrupted_between_the_two(path, *args):
+    saved.append(path)
+    if len(saved) == 1 and path.name == "checkpoint-1.pt":
+        raise KeyboardInterrupt
+    save(path, *args)
+    if len(saved) == 1:
+        raise KeyboardInterrupt
+
+checkpoints.save = interrupted_between_the_two
+try:
+    finetune.main(["--output", interrupted, *more])
+except KeyboardInterrupt:
+    finetune.main(["--output", interrupted, *more])
+dist.destroy_process_group()  # main leaves a group that it did not make
+"""
+
+
+def test_two_processes_end_with_the_weights_of_one_also_after_an_interruption(photos, tmp_path):
+    # Batches of 5 and 4 images, shared as 3 + 2 and 2 + 2, and layers that unfreeze on the way.
+    more = arguments(photos, tmp_path / "alone", "--strategy", "gradual", "--batch-norm", "freeze", "--epochs", "2")
+    alone = finetune.main(more)
+    (tmp_path / "both.py").write_text(SHARED)
+    rest = [argument for argument in more if argument not in ("--output", str(tmp_path / "alone"))]
+    both = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                           str(tmp_path / "both.py"), str(tmp_path / "whole"), str(tmp_path / "interrupted"), *rest],
+                          capture_output=True, text=True, check=False, timeout=300,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("test images right") == 2  # each run is told of once
+    one, whole, interrupted = (state(tmp_path / name) for name in ("alone", "whole", "interrupted"))
+    start = load_resnet18("glyphs").state_dict()
+    assert float((one["conv1.weight"] - start["conv1.weight"]).abs().max()) > 1e-4  # there is something to compare
+    for name, value in one.items():
+        torch.testing.assert_close(whole[name], value, rtol=0, atol=1e-5, msg=name)
+        assert torch.equal(interrupted[name], whole[name]), name
+    for name in ("whole", "interrupted"):
+        assert {entry.name for entry in (tmp_path / name).iterdir()} == RESULTS
+        assert json.loads((tmp_path / name / "result.json").read_text()) == alone
+    losses = [pd.read_csv(tmp_path / name / "history.csv")["loss"] for name in ("alone", "whole")]
+    assert list(losses[1]) == pytest.approx(list(losses[0]), abs=1e-5)  # of the whole batch, not of a part
+
+
+# --- strategies -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_strategy_has_its_rates_and_its_plan(photos, tmp_path, strategy):
+    job = finetune.prepare(options_of(*arguments(photos, tmp_path / "run", "--strategy", strategy, "--epochs", "8")), ALONE)
+    rates = [group["lr"] for group in job.optimizer.param_groups]
+    expected = {"uniform": [1e-3] * 6, "head-only": [1e-2] * 6, "layer-decay": [3e-3 * 0.5 ** i for i in (5, 4, 3, 2, 1, 0)]}
+    assert rates == pytest.approx(expected.get(strategy, [3e-4] * 5 + [3e-3]))
+    names = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+    plans = {"head-only": {"head": 0}, "gradual": dict(zip(reversed(names), range(0, 30, 5), strict=True)),
+             "head-then-all": dict.fromkeys(names, 20) | {"head": 0}}  # of 40 steps
+    assert (job.plan.of(names).first_steps if job.plan else None) == plans.get(strategy)
+    assert not (tmp_path / "run").exists()
+
+
+def test_with_the_head_only_the_backbone_is_afterwards_what_it_was_bit_for_bit(photos, tmp_path):
+    finetune.main(arguments(photos, tmp_path, "--strategy", "head-only", "--epochs", "1"))
+    start = load_resnet18("glyphs", num_classes=3).state_dict()
+    changed = {name for name, value in state(tmp_path).items() if not torch.equal(value, start[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| layer4 | 0 | never |" in text
+    assert "| head | 0.01 | 0 |" in text
+
+
+def test_batch_norm_can_be_held_while_its_weights_train(photos, tmp_path):
+    finetune.main(arguments(photos, tmp_path, "--batch-norm", "freeze", "--epochs", "1"))
+    start, end = load_resnet18("glyphs").state_dict(), state(tmp_path)
+    assert all(torch.equal(start[name], end[name]) for name in start if "running" in name or "tracked" in name)
+    assert not torch.equal(start["layer4.1.bn2.weight"], end["layer4.1.bn2.weight"])
+
+
+def test_defaults_depend_on_what_there_is(photos):
+    digits, own = options_of("--output", "x"), options_of("--output", "x", "--data", str(photos))
+    assert (digits.weights, digits.image_size, digits.per_class, digits.lr) == ("glyphs", 64, 10, 3e-3)
+    assert (own.weights, own.image_size, own.per_class, own.lr) == ("imagenet", 128, None, pytest.approx(3e-4))
+    assert (digits.val_fraction, own.val_fraction, own.test_fraction) == (None, 0.2, 0.2)
+    two = options_of("--output", "x", "--strategy", "two-rates", "--lr", "0.5")
+    assert (two.lr, two.backbone_lr, two.decay) == (0.5, 0.05, None)
+
+
+@given(sizes=st.lists(st.integers(3, 30), min_size=1, max_size=4), val=st.floats(0.05, 0.4), test=st.floats(0.05, 0.4),
+       seed=st.integers(0, 5))
+def test_a_split_shares_each_class_out_and_tests_every_seed_on_the_same_images(sizes, val, test, seed):
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    data = ImageSet(torch.zeros(len(labels), 3, 1, 1, dtype=torch.uint8), labels, tuple("abcd"[:len(sizes)]),
+                    {"place": torch.arange(len(labels))})
+    args = ["--output", "x", "--data", "y", "--val-fraction", str(val), "--test-fraction", str(test), "--seed"]
+    parts = finetune.split(data, options_of(*args, str(seed)))
+    assert sorted(torch.cat([part.factors["place"] for part in parts]).tolist()) == list(range(len(labels)))
+    for label, size in enumerate(sizes):
+        counts = [int((part.labels == label).sum()) for part in parts]
+        assert min(counts) >= 1
+        assert counts[1:] == [max(round(fraction * size), 1) for fraction in (val, test)]
+    other = finetune.split(data, options_of(*args, str(seed + 1)))[2]
+    assert torch.equal(parts[2].factors["place"], other.factors["place"])
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+def refused(capsys, *args):
+    """What the command says when it refuses."""
+    with pytest.raises(SystemExit) as refusal:
+        finetune.main([*args])
+    assert refusal.value.code == 2
+    return capsys.readouterr().err.partition("error: ")[2]
+
+
+@pytest.mark.parametrize(("more", "problem"), [
+    (["--lr", "0.001"], "lr is 0.003 there and 0.001 here."),
+    (["--strategy", "uniform", "--seed", "1"], "decay is 0.5 there and not set here"),
+    (["--strategy", "uniform", "--seed", "1"], "seed is 0 there and 1 here"),
+])
+def test_a_folder_with_a_run_of_other_settings_is_refused_and_left_alone(done, photos, capsys, more, problem):
+    output, _ = done
+    before = contents(output)
+    said = refused(capsys, *arguments(photos, output, *more))
+    assert problem in said
+    assert "another --output" in said
+    assert contents(output) == before
+
+
+def test_a_run_does_not_go_on_with_other_images(done, photos, tmp_path, capsys):
+    output, _ = done
+    before = contents(output)
+    more = shutil.copytree(photos, tmp_path / "photos")
+    file = next((more / "one").iterdir())
+    Image.open(file).rotate(180).save(file)
+    assert "content is " in refused(capsys, *arguments(more, output))
+    assert contents(output) == before
+
+
+@pytest.mark.parametrize("content", [b"{half", b"[1, 2]", b'"text"', b"\xff\xfe"])
+def test_a_settings_file_that_holds_no_settings_is_named_and_left_alone(photos, tmp_path, capsys, content):
+    (tmp_path / "settings.json").write_bytes(content)
+    said = refused(capsys, *arguments(photos, tmp_path))
+    assert str(tmp_path / "settings.json") in said
+    assert "move it away, or give another --output" in said
+    assert contents(tmp_path) == {"settings.json": content}
+
+
+@pytest.mark.parametrize("content", [b"", b"PK half of it"])
+def test_a_damaged_checkpoint_is_named_and_left_alone(photos, tmp_path, capsys, monkeypatch, content):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.main(arguments(photos, tmp_path))
+    (tmp_path / "checkpoint-0.pt").write_bytes(content)
+    before = contents(tmp_path)
+    said = refused(capsys, *arguments(photos, tmp_path))
+    assert f"cannot read {tmp_path / 'checkpoint-0.pt'}" in said
+    assert "move it away to start anew" in said
+    assert contents(tmp_path) == before
+
+
+def test_unreadable_images_are_left_out_if_that_is_wished_and_the_settings_tell(photos, tmp_path, capsys):
+    more = shutil.copytree(photos, tmp_path / "photos")
+    (more / "one" / "broken.jpg").write_bytes(b"nothing")
+    assert "--skip-unreadable" in refused(capsys, *arguments(more, tmp_path / "run"))
+    with pytest.warns(UserWarning, match=r"skipped 1 unreadable .*broken\.jpg"):
+        job = finetune.prepare(options_of(*arguments(more, tmp_path / "run", "--skip-unreadable")), ALONE)
+    assert (job.settings["images"], job.settings["skip_unreadable"]) == (39, True)
+    # A run of before there was the option goes on.
+    assert "skip_unreadable" not in finetune.prepare(options_of(*arguments(photos, tmp_path / "run")), ALONE).settings
+
+
+def test_a_tilde_is_the_home_folder(photos, tmp_path, capsys, monkeypatch):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(photos.parent))
+    options = options_of("--output", "~/run", "--data", f"~/{photos.name}")
+    assert (options.output, options.data) == (str(photos.parent / "run"), str(photos))
+    monkeypatch.chdir(tmp_path)
+    assert "is within the folder of images" in refused(capsys, *arguments(f"~/{photos.name}", f"~/{photos.name}/run"))
+    assert "is within the folder of images" in refused(capsys, *arguments(f"~/{photos.name}", photos / "run"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("more", "problem"), [
+    (["--data", "nowhere"], "no folder nowhere"),
+    (["--strategy", "unknown"], "invalid choice: 'unknown'"),
+    (["--strategy", "uniform", "--decay", "0.5"], "--decay is for layer-decay, not for uniform"),
+    (["--backbone-lr", "0.1"], "--backbone-lr is for two-rates, gradual, head-then-all, not for layer-decay"),
+    (["--decay", "1.5"], "at most 1, not 1.5"),
+    (["--lr", "-1"], "0 or above, not -1.0"),
+    (["--weight-decay", "nan"], "weight_decay must be a finite number"),
+    (["--epochs", "0"], "must be 1 or above, not 0"),
+    (["--model", "resnet19"], "no model matches 'resnet19' (did you mean 'resnet1"),
+    (["--model", "resnet*"], "one name and no pattern, not 'resnet*'"),
+    (["--model", "vit_b_16"], "the weights 'glyphs' are of resnet18, not of vit_b_16"),
+    (["--model", "vit_b_32", "--weights", "none"], "vit_b_32 cannot take images of 32 pixels"),
+    (["--per-class", "3", "--test-fraction", "0.1"], "either --per-class, or"),
+    (["--per-class", "7"], "class 'none' has 13 images, too few for 7 to train on"),
+    (["--val-fraction", "0.5", "--test-fraction", "0.5"], "below 1 together, not 0.5 and 0.5"),
+    (["--val-fraction", "0.6", "--test-fraction", "0.39"], "class 'none' has 13 image(s), too few for 8"),
+    (["--batch-size", "1"], "give each of 1 process(es) 1 at a time, and it takes 2"),
+])
+def test_what_cannot_work_is_refused_before_anything_is_written(photos, tmp_path, capsys, more, problem):
+    assert problem in refused(capsys, *arguments(photos, tmp_path / "run", *more))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_files_of_others_are_overwritten(photos, tmp_path, capsys):
+    (tmp_path / "report.md").write_text("of somebody else")
+    assert "has report.md of something else" in refused(capsys, *arguments(photos, tmp_path))
+    assert "is a file; name a folder" in refused(capsys, *arguments(photos, tmp_path / "report.md"))
+    assert "is within the folder of images" in refused(capsys, *arguments(photos, photos / "run"))
+    assert contents(tmp_path) == {"report.md": b"of somebody else"}
+    assert len(list(photos.iterdir())) == 3
+
+
+def test_weights_that_cannot_be_had_are_refused_with_a_way_out(photos, tmp_path, capsys, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models, "get_model", no_network)
+    said = refused(capsys, *arguments(photos, tmp_path / "run", "--model", "resnet34", "--weights", "imagenet"))
+    assert "no route to host" in said
+    assert "--model resnet18 --weights glyphs" in said

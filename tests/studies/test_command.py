@@ -1,0 +1,157 @@
+"""Recorded studies: their tasks and tries, and the command that runs them."""
+
+from pathlib import Path
+
+import pytest
+
+from layerlr_helpers import Strategy, Task, uniform
+from layerlr_helpers.layers import layer_groups
+from layerlr_helpers.models import load_resnet18
+from layerlr_helpers.studies import catalogue, results
+from layerlr_helpers.studies import command as studies
+from layerlr_helpers.studies import compare as experiments
+from layerlr_helpers.studies.catalogue import PHOTOGRAPHS, STUDIES, Study, photograph_study
+from layerlr_helpers.studies.command import conduct, main
+
+
+@pytest.fixture
+def study(small_digits):
+    tasks = [Task(small_digits.subset(range(120)), per_class=1, val_per_class=2, epochs=1, batch_size=5, name=name)
+             for name in ("first", "second")]
+    tries = {name: [Strategy(f"{lr:g}", uniform(lr)) for lr in lrs]
+             for name, lrs in {"low": (1e-5, 1e-4), "high": (1e-3, 1e-2)}.items()}
+    return Study("which?", lambda: tasks, lambda task: tries)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The runs that are made, in place of training: the second rate is the better one."""
+    runs = []
+
+    def run(strategy, task, seed, *, split):
+        runs.append((task.name, strategy.name, seed, split))
+        return {"accuracy": 0.5 + (strategy.name in ("0.0001", "0.01")) / 4 + seed / 100, "loss": 1.0}
+
+    monkeypatch.setattr(experiments, "run", run)
+    return runs
+
+
+def test_every_task_of_a_study_is_searched_and_tested_into_one_file(study, made, tmp_path):
+    rows = conduct(study, tmp_path / "rows.csv", range(3), progress=False)
+    assert len(made) == 2 * (2 * 2 * 2 + 2 * 3)
+    assert made[8:14] == [("first", lr, seed, "test") for seed in range(3) for lr in ("0.0001", "0.01")]
+    assert set(rows["task"]) == {"first", "second"}
+    assert len(rows) == len(rows.drop_duplicates(results.KEY)) == len(made)
+
+
+def test_one_task_can_be_run_alone_and_an_unknown_one_is_refused(study, made, tmp_path):
+    rows = conduct(study, tmp_path / "rows.csv", [0], tasks=["second"], progress=False)
+    assert set(rows["task"]) == {"second"}
+    made.clear()
+    with pytest.raises(ValueError, match="no task third in this study; its tasks are first, second"):
+        conduct(study, tmp_path / "rows.csv", [0], tasks=["third"], progress=False)
+    assert not made
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return layer_groups(load_resnet18(None))
+
+
+@pytest.mark.parametrize("name", [*STUDIES, *PHOTOGRAPHS])
+def test_the_tries_of_a_study_are_as_many_for_each_differ_and_can_be_carried_out(name, groups, small_digits):
+    study = STUDIES.get(name) or photograph_study(name, {})
+    for new_head in (True, False):
+        tries = study.tries(Task(small_digits, new_head=new_head))
+        assert len({len(of_it) for of_it in tries.values()}) == 1
+        for of_it in tries.values():
+            assert len({strategy.name for strategy in of_it}) == len(of_it)
+            for strategy in of_it:
+                if not strategy.look_first:
+                    rates = strategy.rates(groups)
+                    assert list(rates) == [group.name for group in groups]
+                    assert float(strategy.name.split(",")[0]) in [pytest.approx(lr) for lr in rates.values()]
+                if strategy.plan is not None:
+                    assert strategy.plan(groups, 40).of([g.name for g in groups]).trainable_at(40)
+
+
+def test_the_studies_have_named_tasks_with_room_for_every_seed(monkeypatch):
+    for study in STUDIES.values():
+        tasks = study.tasks()
+        assert len({task.name for task in tasks}) == len(tasks)
+        assert all(task.name for task in tasks)
+        for task in tasks:
+            experiments.few_shot_split(task.data, task.per_class, val_per_class=task.val_per_class)  # or it raises
+
+
+def test_stages_are_those_of_the_network(groups):
+    assert [group.name for group in groups] == list(catalogue.STAGES)
+
+
+def test_the_command_lists_the_studies_and_runs_one(study, made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(studies.STUDIES, "strategies", study)
+    main(["--list"])
+    listed = capsys.readouterr().out
+    assert "strategies: which?" in listed
+    assert all(f"{name}:" in listed for name in [*STUDIES, *PHOTOGRAPHS])
+    main(["strategies", "--seeds", "2", "--results", str(tmp_path / "new")])
+    said = capsys.readouterr().out
+    assert "0.0001" in said
+    assert len(results.read_rows(tmp_path / "new" / "strategies.csv")) == 24
+    with pytest.raises(SystemExit):
+        main(["strategy"])
+
+
+def test_a_record_from_another_kind_of_machine_is_shown_and_not_gone_on_with(study, made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(studies.STUDIES, "strategies", study)
+    command = ["strategies", "--results", str(tmp_path), "--seeds"]
+    main([*command, "2"])
+    path = tmp_path / "strategies.csv"
+    rows = results.read_rows(path).assign(precision="float16")
+    rows.to_csv(path, index=False)
+    made.clear()
+    main([*command, "2"])  # nothing is lacking
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*command, "3"])
+    assert "with precision float16, and this one has" in (said := capsys.readouterr().err)
+    assert "another file, with --results FOLDER" in said
+    assert not made
+    assert results.read_rows(path).equals(rows)
+
+
+def test_photographs_are_recorded_under_the_name_that_they_are_given(made, tmp_path, capsys, small_digits):
+    folder = tmp_path / "photos"
+    for label in range(2):
+        (folder / str(label)).mkdir(parents=True)
+        for i, image in enumerate(small_digits.images[:40]):
+            save(image, folder / str(label) / f"{i}.png")
+    main(["photographs-robustness", "--folder", f"strokes, untrained={folder}", "--seeds", "1", "--results", str(tmp_path)])
+    rows = results.read_rows(tmp_path / "photographs-robustness.csv")
+    assert set(rows["task"]) == {"strokes, untrained"}
+    assert len(rows) == 4 * 6
+    made.clear()
+    main(["photographs-robustness", "--folder", f"strokes, untrained={folder}", "--seeds", "1", "--results", str(tmp_path),
+          "--model", "resnet34"])
+    assert {name for name, *_ in made} == {"strokes, untrained, resnet34"}
+
+
+@pytest.mark.parametrize(("arguments", "problem"), [
+    (["photographs"], "photographs needs at least one --folder NAME=PATH"),
+    (["photographs", "--folder", "tests"], "give NAME=PATH, not 'tests'"),
+    (["photographs", "--folder", "a=tests", "--folder", "a=data"], "each --folder needs a name of its own, got a, a"),
+    (["photographs", "--folder", "a=nowhere/b"], "no folder nowhere/b"),
+    (["labels", "--model", "resnet34"], "labels has its own images and network"),
+    (["labels", "--seeds", "0"], "--seeds must be 1 or above, not 0")])
+def test_a_command_that_cannot_be_carried_out_is_refused(made, capsys, monkeypatch, arguments, problem):
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert problem in capsys.readouterr().err
+    assert not made
+
+
+def save(image, path):
+    from PIL import Image
+
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)

@@ -1,0 +1,148 @@
+"""Rows of results: whole after any interruption, only those that are missing are made, and what is read from them."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from layerlr_helpers.studies import results
+
+ROW = {"split": "test", "task": "digits", "strategy": "decay", "rates": "0.003, 0.5", "seed": 0, "accuracy": 0.85}
+
+
+def test_rows_come_back_as_they_were_added_and_rates_stay_text(tmp_path):
+    path = tmp_path / "rows.csv"
+    assert results.read_rows(path).empty
+    rows = [ROW, {**ROW, "rates": "0.01", "seed": 1}, {**ROW, "accuracy": 0.3, "task": ""},
+            {**ROW, "strategy": "1e-3", "task": "NA"}, {**ROW, "strategy": "None", "rates": "null"}]
+    for row in rows:
+        results.append_row(path, row)
+    assert results.read_rows(path).to_dict("records") == rows
+    assert [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")] == ["rows.csv"]
+
+
+def test_a_run_that_is_there_stays_as_it_is(tmp_path):
+    path = tmp_path / "rows.csv"
+    for row in (ROW, {**ROW, "seed": 1, "accuracy": None}, {**ROW, "accuracy": 0.1}):
+        results.append_row(path, row)
+    rows = results.read_rows(path)
+    assert list(rows["seed"]) == [0, 1]
+    assert list(rows["accuracy"].fillna(-1)) == [0.85, -1]
+
+
+def test_a_row_of_another_shape_is_refused_and_the_file_left_alone(tmp_path):
+    path = tmp_path / "rows.csv"
+    results.append_row(path, ROW)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"has the columns .*'accuracy'.* and the row has .*'loss'"):
+        results.append_row(path, {**ROW, "loss": 1.0})
+    assert path.read_bytes() == before
+
+
+def test_a_file_of_something_else_is_refused_and_a_missing_folder_named(tmp_path):
+    path = tmp_path / "prices.csv"
+    path.write_text("article,seed\nchair,3\n")
+    with pytest.raises(ValueError, match=r"prices.csv holds no recorded runs: it has no column split, task, strategy, rates"):
+        results.append_row(path, ROW)
+    assert path.read_text() == "article,seed\nchair,3\n"
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere for rows.csv"):
+        results.append_row(tmp_path / "nowhere" / "rows.csv", ROW)
+
+
+def test_only_what_is_not_there_is_missing_and_the_wanted_come_in_order(tmp_path):
+    path = tmp_path / "rows.csv"
+    wanted = [("test", "digits", "decay", "0.003, 0.5", 0), ("test", "digits", "decay", "0.003, 0.5", 1),
+              ("test", "other", "decay", "0.003, 0.5", 0), ("validation", "digits", "decay", "0.003, 0.5", 0)]
+    assert results.missing(results.read_rows(path), wanted) == wanted
+    results.append_row(path, ROW)
+    assert results.missing(results.read_rows(path), wanted) == wanted[1:]
+    for run in reversed(wanted[1:]):
+        results.append_row(path, {**dict(zip(results.KEY, run, strict=True)), "accuracy": 0.5})
+    found = results.chosen_rows(results.read_rows(path), wanted)
+    assert list(found[results.KEY].itertuples(index=False, name=None)) == wanted
+
+
+KILLED = """
+import os, sys
+from layerlr_helpers import results
+path, moment = sys.argv[1:]
+row = {"split": "test", "task": "", "strategy": "a", "rates": "x" * 10000, "seed": 0}
+results.append_row(path, row)
+kill = lambda *args, **kwargs: os.kill(os.getpid(), 9)
+if moment == "writing":
+    results.pd.DataFrame.to_csv = lambda self, file, **options: (file.write("split,te"), file.flush(), kill())
+else:
+    setattr(os, moment, kill)
+results.append_row(path, {**row, "seed": 1})
+"""
+
+
+@pytest.mark.parametrize("moment", ["writing", "fsync", "replace"])
+def test_a_process_that_is_killed_while_it_writes_loses_that_row_at_most(tmp_path, moment):
+    path = tmp_path / "rows.csv"
+    done = subprocess.run([sys.executable, "-c", KILLED, path, moment], check=False)
+    assert done.returncode == -9
+    rows = results.read_rows(path)
+    assert list(rows["seed"]) == [0]
+    assert rows["rates"][0] == "x" * 10000
+    results.append_row(path, {"split": "test", "task": "", "strategy": "a", "rates": "y", "seed": 1})  # its lock is gone
+    assert list(results.read_rows(path)["seed"]) == [0, 1]
+
+
+WRITER = """
+import sys
+from layerlr_helpers import results
+for seed in range(15):
+    results.append_row(sys.argv[1], {"split": "test", "task": "", "strategy": sys.argv[2], "rates": "", "seed": seed})
+"""
+
+
+def test_two_processes_that_write_to_one_file_lose_no_row(tmp_path):
+    path = tmp_path / "rows.csv"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name]) for name in ("a", "b")]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    rows = results.read_rows(path)
+    assert sorted(zip(rows["strategy"], rows["seed"], strict=True)) == [(name, seed) for name in "ab" for seed in range(15)]
+
+
+def validated(strategy, rates, accuracies, loss=1.0):
+    return [{**ROW, "split": "validation", "strategy": strategy, "rates": rates, "seed": seed, "accuracy": accuracy,
+             "loss": loss} for seed, accuracy in enumerate(accuracies)]
+
+
+def test_winners_have_the_best_mean_on_validation_images_and_the_lower_loss_where_two_tie():
+    rows = pd.DataFrame(validated("a", "low", (0.5, 0.7)) + validated("a", "high", (0.9, 0.1))
+                        + validated("b", "low", (0.4, 0.4)) + validated("b", "high", (0.4, 0.4), loss=0.5)
+                        + [{**ROW, "strategy": "a", "rates": "high", "loss": 0}])
+    assert results.winners(rows) == {"a": "low", "b": "high"}
+    by_rounding = validated("c", "low", (0.7, 0.1)) + validated("c", "high", (0.4, 0.4), loss=2.0)
+    assert results.winners(pd.DataFrame(by_rounding)) == {"c": "low"}
+    assert results.winners(rows, {"b": ["low"], "a": ["high"]}) == {"b": "low", "a": "high"}  # only these to choose from
+
+
+def scores(*named):
+    return pd.DataFrame([{**ROW, "strategy": name, "seed": seed, "split": split, "accuracy": accuracy(seed)}
+                         for seed in range(10) for name, split, accuracy in named])
+
+
+def test_intervals_are_of_differences_on_the_same_seeds():
+    rows = scores(("hard", "test", lambda seed: 0.5 + seed / 20), ("better", "test", lambda seed: 0.51 + seed / 20),
+                  ("mixed", "test", lambda seed: 0.6), ("hard", "validation", lambda seed: 0.0))
+    table = results.paired_intervals(rows, "hard")
+    assert list(table.index) == ["hard", "better", "mixed"]
+    assert (table["seeds"] == 10).all()
+    assert table.loc["better", ["difference", "low", "high"]].tolist() == pytest.approx([1, 1, 1])  # the seeds' spread is gone
+    assert table.loc["better", "mean"] == pytest.approx(100 * (0.51 + 4.5 / 20))
+    assert table.loc["hard", ["difference", "low", "high"]].tolist() == [0, 0, 0]
+    assert table.loc["mixed", "low"] < table.loc["mixed", "difference"] < table.loc["mixed", "high"]
+
+
+def test_intervals_of_what_was_not_tested_or_twice_are_refused():
+    rows = scores(("hard", "test", lambda seed: 0.5), ("better", "test", lambda seed: 0.6))
+    with pytest.raises(ValueError, match="no strategy 'easy' was tested, only better, hard"):
+        results.paired_intervals(rows, "easy")
+    with pytest.raises(ValueError, match="'better' and 'hard' were tested on different seeds"):
+        results.paired_intervals(rows[(rows["strategy"] == "hard") == (rows["seed"] < 5)], "hard")
+    with pytest.raises(ValueError, match="hard was tested more than once on a seed; choose the rows of one task"):
+        results.paired_intervals(pd.concat([rows, rows[rows["strategy"] == "hard"].assign(task="other")]), "hard")

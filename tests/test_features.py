@@ -1,0 +1,191 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from layerlr_helpers import ProgressiveUnfreezing, UnfreezePlan, fit, handwritten_digits, layer_groups, load_resnet18
+from layerlr_helpers.features import cache_features, head_module
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return handwritten_digits().subset(range(24))
+
+
+def new_net():
+    torch.manual_seed(0)
+    return load_resnet18("glyphs", num_classes=10)
+
+
+def freeze_all_but_head(groups):
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}))
+    unfreezing.apply(0)
+    return unfreezing
+
+
+class Small(nn.Module):
+    """A backbone with dropout and BatchNorm, and a head; what comes after the head is to be chosen."""
+
+    def __init__(self, after=None, calls=1):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(5, 3)
+        self.after, self.calls = after or (lambda logits: logits), calls
+
+    def forward(self, x):
+        features = self.body(x)
+        logits = [self.head(features) for _ in range(self.calls)]
+        return self.after(logits[0])
+
+
+def frozen_small(**options):
+    torch.manual_seed(0)
+    model = Small(**options)
+    groups = layer_groups(model)
+    freeze_all_but_head(groups)
+    return model, groups
+
+
+def small_data(n=7):
+    generator = torch.Generator().manual_seed(1)
+    return TensorDataset(torch.randn(n, 6, generator=generator), torch.arange(n) % 3)
+
+
+def test_head_trained_on_cached_features_is_the_head_trained_through_the_model(digits):
+    def loader(data):
+        return DataLoader(data, 8, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+    through, cached = new_net(), new_net()
+    groups = layer_groups(through)
+    unfreezing = freeze_all_but_head(groups)
+    long = fit(through, torch.optim.AdamW(through.parameters(), 3e-3), loader(digits), epochs=3, unfreezing=unfreezing)
+
+    groups = layer_groups(cached)
+    freeze_all_but_head(groups)
+    features = cache_features(cached, digits, groups, batch_size=10)
+    head = head_module(groups)
+    assert head is cached.fc
+    short = fit(head, torch.optim.AdamW(head.parameters(), 3e-3), loader(features), epochs=3)
+
+    torch.testing.assert_close(cached.fc.weight, through.fc.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cached.fc.bias, through.fc.bias, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(cached.fc.weight, new_net().fc.weight, atol=1e-3)
+    assert [row["loss"] for row in short.rows] == pytest.approx([row["loss"] for row in long.rows], rel=1e-3)
+
+
+def test_features_are_the_inputs_of_the_head_in_the_order_of_the_data(digits):
+    model = new_net()
+    groups = layer_groups(model)
+    freeze_all_but_head(groups)
+    features, labels = cache_features(model, digits, batch_size=7).tensors
+    assert features.shape == (24, 512)
+    assert features.dtype == torch.float32
+    assert not features.requires_grad
+    assert torch.equal(labels, digits.labels)
+    images = torch.stack([digits[i][0] for i in range(24)])
+    torch.testing.assert_close(model.fc(features), model.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_model_and_the_random_numbers_are_left_as_they_were():
+    model, groups = frozen_small()
+    model.train()
+    model.body[1].eval()
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    state = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
+    wanted = [p.requires_grad for p in model.parameters()]
+    generator = torch.get_rng_state()
+    cache_features(model, small_data(), groups, batch_size=3)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()] == hooks
+    assert [p.requires_grad for p in model.parameters()] == wanted
+    assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
+
+
+def test_the_backbone_runs_in_eval_mode_whatever_the_mode_of_the_model():
+    model, groups = frozen_small()
+    quiet = cache_features(model.eval(), small_data(), groups).tensors[0]
+    loud = cache_features(model.train(), small_data(), groups, batch_size=2).tensors[0]
+    torch.testing.assert_close(loud, quiet)
+
+
+def test_inputs_may_be_a_dictionary():
+    class Named(Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            return {"x": small_data(5)[i][0]}, i % 3
+
+    model, groups = frozen_small()
+    named, plain = (cache_features(model, data, groups).tensors[0] for data in (Named(), small_data(5)))
+    assert torch.equal(named, plain)
+
+
+def test_a_trainable_backbone_is_named():
+    model, groups = frozen_small()
+    model.body[1].weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"1 parameters of the backbone are still trainable.*body\.1\.weight"):
+        cache_features(model, small_data(), groups)
+    with pytest.raises(ValueError, match=r"60 parameters .*conv1\.weight.*UnfreezePlan\(\{'head': 0\}\)"):
+        cache_features(load_resnet18("glyphs"), handwritten_digits().subset(range(4)))
+
+
+def test_a_head_that_shares_weights_with_the_backbone_is_refused():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.body = nn.Linear(6, 6), nn.Linear(6, 6)  # in this order the shared one is the head's
+            self.body.weight = self.head.weight
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    model = Tied()
+    model.body.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"shares body\.weight with the backbone"):
+        cache_features(model, small_data())
+
+
+def test_a_head_of_several_modules_or_a_part_of_one_is_refused():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.BatchNorm1d(3)).requires_grad_(False)
+    with pytest.raises(ValueError, match="has 2 modules"):
+        cache_features(model, small_data())
+    model, _ = frozen_small()
+    with pytest.raises(ValueError, match="only a part of its module"):
+        cache_features(model, small_data(), layer_groups(model, granularity="tensor"))
+    with pytest.raises(ValueError, match="no groups"):
+        head_module([])
+
+
+def test_something_after_the_head_or_a_head_that_runs_twice_is_refused():
+    for after in (lambda logits: logits.softmax(1), lambda logits: (logits, logits), lambda logits: logits[:, :2]):
+        model, groups = frozen_small(after=after)
+        with pytest.raises(ValueError, match="not the head's output"):
+            cache_features(model, small_data(), groups)
+        assert not model.head._forward_hooks
+    model, groups = frozen_small(calls=2)
+    with pytest.raises(ValueError, match="ran 2 times"):
+        cache_features(model, small_data(), groups)
+
+
+def test_random_augmentation_and_empty_data_are_refused():
+    class Augmented(Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            return torch.randn(6), 0
+
+    model, groups = frozen_small()
+    generator = torch.get_rng_state()
+    with pytest.raises(ValueError, match="example 0 differs from itself"):
+        cache_features(model, Augmented(), groups)
+    assert torch.equal(torch.get_rng_state(), generator)
+    with pytest.raises(ValueError, match="no example"):
+        cache_features(model, small_data(0), groups)
