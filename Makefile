@@ -1,29 +1,45 @@
 # Every target sets up .venv first, once. PYTHON chooses the interpreter (3.11 or newer), TORCH_INDEX another package
-# index to take torch and torchvision from (the README says when that is useful).
+# index to take torch and torchvision from (the README says when that is useful), PORT the port of `make lab`.
 PYTHON ?= python3
 TORCH_INDEX ?=
+PORT ?=
 VENV := .venv
+# Programs are started through Python, since their own scripts in .venv/bin break when this folder is moved.
 RUN := $(VENV)/bin/python
+# On a terminal pip shows what it does, since it downloads for minutes; elsewhere it writes only what went wrong.
+PIP = $(RUN) -m pip install $$(test -t 2 || echo --quiet)
 
 # No progress bars in test and page outputs; the notebooks that a person runs have them.
 QUIET := TQDM_DISABLE=1
+# Test files side by side. Each process computes on one thread, so that they do not get in each other's way.
+TESTS := $(QUIET) OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: lab test course notebooks bench lint help
+.PHONY: help setup lab check test course notebooks bench lint
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make lab        open JupyterLab at the first notebook"
+	@echo "make setup      install everything into .venv, once; every other target does that first"
+	@echo "make lab        open JupyterLab at the first notebook; make lab PORT=8889 chooses the port"
+	@echo "make check      check style and imports and run the quick tests, in about a minute"
 	@echo "make test       run every helper test and execute every notebook"
 	@echo "make course     run all notebooks in order, write pages to build/course/"
 	@echo "make notebooks  run all notebooks and store their outputs in place (for maintainers)"
 	@echo "make bench      measure what the helpers cost and what freezing saves, as ratios"
-	@echo "make lint       check style"
+	@echo "make lint       check style, imports and spelling"
+
+setup: $(VENV)/ready
+	@echo "$(VENV) is ready; make lab opens the first notebook"
 
 lab: $(VENV)/ready
-	$(RUN) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_layer_lr_theory.ipynb
+	@$(RUN) tools/lab.py $(if $(PORT),--port="$(PORT)")
 
+check: lint
+	$(TESTS) -m "not slow" tests
+
+# A notebook takes minutes, and only one that hangs reaches the limit of an hour a cell.
 test: $(VENV)/ready
-	$(QUIET) $(RUN) -m pytest --nbmake --nbmake-timeout=900 --durations=10 tests notebooks
+	$(TESTS) --durations=10 tests
+	$(QUIET) $(RUN) -m pytest --nbmake --nbmake-timeout=3600 --durations=10 notebooks
 
 course: $(VENV)/ready
 	$(RUN) -m layerlr_helpers.course
@@ -38,13 +54,14 @@ bench: $(VENV)/ready
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
+	$(RUN) -c "from importlinter.cli import lint_imports_command as check; check(['--no-logo', '--no-cache'])"
+	$(RUN) -m codespell_lib
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; try make PYTHON=python3.12 …")'
 	@echo "Setting up $(VENV), once: creating it, then installing requirements.txt and the helpers (a few minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(RUN) -m pip install --quiet --index-url $(TORCH_INDEX) $(shell grep -E '^torch(vision)?==' requirements.txt))
-	$(RUN) -m pip install --quiet -r requirements.txt
-	$(RUN) -m pip install --quiet --no-deps --editable .
+	$(if $(TORCH_INDEX),$(PIP) --index-url "$(TORCH_INDEX)" $(shell grep -E '^torch(vision)?==' requirements.txt))
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --editable .
 	@touch $@
-	@echo "$(VENV) is ready"

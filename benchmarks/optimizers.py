@@ -1,13 +1,15 @@
 """How long a step of an optimizer takes on ResNet-18's parameters, as a ratio to torch's fused Adam.
 
-Run with ``python benchmarks/optimizers.py [threads]``. Beside each stands what it must move between memory and processor, in
-numbers a weight, and how long that takes at the bandwidth that is measured here. LARS, LAMB and NovoGrad are measured if timm
-and pytorch_optimizer are installed. Goal: our default at most 1.7 times Adam(fused=True).
+Run with ``python benchmarks/optimizers.py [threads]``. The table also says how many numbers a step must move between memory
+and processor for each weight, and how long that takes at the bandwidth that is measured here. LARS, LAMB and NovoGrad are
+measured if timm and pytorch_optimizer are installed. Goal: our default takes at most 1.7 times as long as Adam(fused=True).
 """
 
 import sys
+from collections.abc import Callable
 
 import torch
+from libraries import optional
 from timing import alternately
 from torchvision.models import resnet18
 
@@ -15,7 +17,7 @@ from layerlr_helpers import LayerAdaptiveLR
 
 
 class SourceRule(torch.optim.Adam):
-    """The rule that the course began from, with its shortcuts."""
+    """The update rule that the course began from, in a plain Python loop."""
 
     def step(self):
         for group in self.param_groups:
@@ -28,8 +30,8 @@ class SourceRule(torch.optim.Adam):
                 p.data -= group["lr"] * k * state["m"]
 
 
-OURS = {direction: {"direction": direction} for direction in ("momentum", "adam", "layernorm")}
-# The least that must be moved: numbers read and written for each weight. A layer's ratio takes a second round over m (and v).
+# The optimizer's class, its options, and the numbers that a step must at least read and write for each weight. A layer's ratio
+# needs a second pass over m, and over v where there is one.
 CONTESTANTS = {
     "Adam(fused=True)": (torch.optim.Adam, {"fused": True}, 7),
     "Adam": (torch.optim.Adam, {}, 7),
@@ -37,40 +39,36 @@ CONTESTANTS = {
     "AdamW(fused=True)": (torch.optim.AdamW, {"fused": True}, 7),
     "SGD(momentum=0.9)": (torch.optim.SGD, {"momentum": 0.9}, 5),
     "the source's rule": (SourceRule, {}, 8),
-    **{f"ours, {name}": (LayerAdaptiveLR, options, {"momentum": 8, "adam": 9, "layernorm": 6}[name])
-       for name, options in OURS.items()},
-    **{f"ours, {name}, one ratio": (LayerAdaptiveLR, {**options, "pool": "group"}, None) for name, options in OURS.items()},
-    **{f"ours, {name}, foreach": (LayerAdaptiveLR, {**options, "foreach": True}, None) for name, options in OURS.items()},
-    **{f"ours, {name}, plain loop": (LayerAdaptiveLR, {**options, "foreach": False}, None) for name, options in OURS.items()},
 }
+VARIANTS = {"one ratio": {"pool": "group"}, "foreach": {"foreach": True}, "plain loop": {"foreach": False}}
+for direction, numbers in {"momentum": 8, "adam": 9, "adam_mini": 6}.items():
+    CONTESTANTS[f"ours, {direction}"] = (LayerAdaptiveLR, {"direction": direction}, numbers)
+    for name, option in VARIANTS.items():
+        CONTESTANTS[f"ours, {direction}, {name}"] = (LayerAdaptiveLR, {"direction": direction} | option, None)
+OTHERS = {"timm.optim": {"Lars": {"momentum": 0.9}, "Lamb": {}}, "pytorch_optimizer": {"LARS": {}, "Lamb": {}, "NovoGrad": {}}}
 
 
-def peers() -> dict:
-    """Layer-wise optimizers of other libraries, those that are installed."""
-    found = {}
-    try:
-        from timm.optim import Lamb, Lars
-        found |= {"timm LARS": (Lars, {"momentum": 0.9}, None), "timm LAMB": (Lamb, {}, None)}
-    except ImportError:
-        print("timm is not installed; its LARS and LAMB are left out")
-    try:
-        from pytorch_optimizer import LARS, Lamb, NovoGrad
-        found |= {"pytorch_optimizer LARS": (LARS, {}, None), "pytorch_optimizer LAMB": (Lamb, {}, None),
-                  "pytorch_optimizer NovoGrad": (NovoGrad, {}, None)}
-    except ImportError:
-        print("pytorch_optimizer is not installed; its LARS, LAMB and NovoGrad are left out")
-    return found
+def from_other_libraries() -> dict[str, tuple]:
+    """The layer-wise optimizers of other libraries that are installed."""
+    contestants = {}
+    for name, optimizers in OTHERS.items():
+        if (module := optional(name)) is None:
+            print(f"{name} is left out: it is not installed")
+        else:
+            contestants |= {f"{name} {each}": (getattr(module, each), options, None) for each, options in optimizers.items()}
+    return contestants
 
 
-def step_of(kind, options):
+def new_step(optimizer: type[torch.optim.Optimizer], options: dict) -> Callable[[], object]:
+    """The step of a new optimizer on a ResNet-18's parameters, which have random gradients."""
     params = [p.detach().clone().requires_grad_() for p in resnet18().parameters()]
     for p in params:
         p.grad = torch.randn_like(p) * 1e-3
-    return kind(params, lr=1e-6, **options).step
+    return optimizer(params, lr=1e-6, **options).step
 
 
-def seconds_for_a_number(weights: int) -> float:
-    """How long one number a weight takes to be moved: a copy reads one and writes one."""
+def seconds_per_number(weights: int) -> float:
+    """How long it takes to move one number for each weight: a copy reads one and writes one."""
     source, target = torch.rand(weights), torch.rand(weights)
     return alternately({"copy": lambda: target.copy_(source)}, repeats=15)["seconds"].iloc[0] / 2
 
@@ -79,11 +77,11 @@ def main(threads: int | None = None) -> None:
     """Print the table."""
     if threads:
         torch.set_num_threads(threads)
-    contestants = CONTESTANTS | peers()
-    table = alternately({name: step_of(kind, options) for name, (kind, options, _) in contestants.items()}, repeats=15)
-    unit = seconds_for_a_number(sum(p.numel() for p in resnet18().parameters()))
-    table["numbers a weight"] = [moved for _, _, moved in contestants.values()]
-    table["limit (s)"] = table["numbers a weight"] * unit
+    contestants = CONTESTANTS | from_other_libraries()
+    steps = {name: new_step(optimizer, options) for name, (optimizer, options, _) in contestants.items()}
+    table = alternately(steps, repeats=15)
+    table["numbers a weight"] = [numbers for _, _, numbers in contestants.values()]
+    table["limit (s)"] = table["numbers a weight"] * seconds_per_number(sum(p.numel() for p in resnet18().parameters()))
     print(f"\nA step on ResNet-18's parameters, {torch.get_num_threads()} thread(s)")
     print(table.round(4).to_string(na_rep=""))
 

@@ -1,4 +1,4 @@
-"""What the helpers cost: fit beside a bare loop, grouping beside a forward pass, import beside importing torch.
+"""What the helpers cost: fit compared with a bare loop, grouping with a forward pass, the import with that of torch.
 
 Run with ``python benchmarks/overhead.py``.
 """
@@ -16,7 +16,7 @@ from layerlr_helpers import fit, layer_decay, layer_groups, one_cycle, param_gro
 
 
 def loop_overhead() -> None:
-    """The same two steps of ResNet-18 by a bare loop and by ``fit`` (goal: within 3 %)."""
+    """Print how long two steps of ResNet-18 take in a bare loop and in ``fit`` (goal: within 3 %)."""
     loader = DataLoader(printed_glyphs(40), 20)
     model = resnet18(num_classes=64)
     optimizer = torch.optim.AdamW(param_groups(layer_groups(model), layer_decay(1e-3, 0.7)))
@@ -42,7 +42,7 @@ def loop_overhead() -> None:
 
 
 def grouping() -> None:
-    """layer_groups and param_groups on ViT-L/16, beside forward passes (goal: under two)."""
+    """Print how long layer_groups and param_groups take on ViT-L/16 (goal: less than two forward passes)."""
     model = vit_l_16().eval()
     image = torch.zeros(1, 3, 224, 224)
 
@@ -55,7 +55,7 @@ def grouping() -> None:
 
 
 def importing() -> None:
-    """Importing this package on top of torch and torchvision (goal: at most 10 % more)."""
+    """Print how much longer the import takes with this package than of torch and torchvision alone (goal: at most 10 %)."""
     def python(code):
         return lambda: subprocess.run([sys.executable, "-c", code], check=True)
 

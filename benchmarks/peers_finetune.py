@@ -16,8 +16,6 @@ not installed is left out.
 
 import argparse
 import functools
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,36 +25,38 @@ from time import process_time
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from peers import OURS, PEERS, fastai, lightning, timm
+from libraries import OURS, PEERS, installed, optional, silence_lightning
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torch.utils.data import DataLoader, Sampler
 
 import layerlr_helpers as ours
-from layerlr_helpers.experiments import SEARCH_SEEDS, prepared_model
-from layerlr_helpers.recipes import gradual, head_then_all
-from layerlr_helpers.results import append_row, paired_intervals, read_rows, winners
+from layerlr_helpers.intervals import paired_intervals
+from layerlr_helpers.models import prepared_model
+from layerlr_helpers.recipes import fused_adamw, gradual, head_then_all
+from layerlr_helpers.studies.compare import SEARCH_SEEDS
+from layerlr_helpers.studies.results import append_row, chosen_rows, missing, read_rows, winners
 
-RESULTS = Path(__file__).resolve().parent.parent / "data" / "results" / "peers.csv"
+timm = optional("timm.optim") and optional("timm.scheduler") and optional("timm")
+fastai, lightning = optional("fastai.vision.all"), optional("lightning.pytorch")
 INSTALLED = {OURS: ours, "timm": timm, "fastai": fastai, "Lightning": lightning}
-BATCH, WEIGHT_DECAY = 20, 0.01
+RESULTS = Path(__file__).resolve().parent.parent / "data" / "results" / "peers.csv"
+BATCH_SIZE, WEIGHT_DECAY = 20, 0.01
 
 
-# What trains: functions of the network, the loader, the number of epochs and two numbers to try. They change the network.
+# Ways to train a network. Each is a function of the network, the loader, the number of epochs and the numbers to try.
 
 
 def our_fit(network: nn.Module, loader: DataLoader, epochs: int, lr: float, decay: float = 1.0, plan=None) -> None:
-    """Layer decay, which at 1 is a uniform rate, of everything or as a plan thaws it."""
+    """Layer decay, which at 1 is a uniform rate; everything trains from the start, or as the plan unfreezes it."""
     groups, steps = ours.layer_groups(network), epochs * len(loader)
-    rates = ours.param_groups(groups, ours.layer_decay(lr, decay), weight_decay=WEIGHT_DECAY)
-    optimizer = AdamW(rates, fused=True)
+    optimizer = fused_adamw(ours.param_groups(groups, ours.layer_decay(lr, decay), weight_decay=WEIGHT_DECAY))
     unfreezing = ours.ProgressiveUnfreezing(groups, plan(groups, steps)) if plan is not None else None
     schedule = ours.one_cycle(optimizer, steps)
     ours.fit(network, optimizer, loader, epochs=epochs, schedule=schedule, unfreezing=unfreezing, progress=False)
 
 
 def fastai_learner(network: nn.Module, loader: DataLoader):
-    """A Learner on the same stages, which like the others does not evaluate after each epoch."""
+    """A Learner with our layer groups, which like the other libraries here does not evaluate after each epoch."""
     class NoValidation(fastai.Callback):
         def before_validate(self):
             raise fastai.CancelValidException
@@ -67,14 +67,14 @@ def fastai_learner(network: nn.Module, loader: DataLoader):
 
 
 def fastai_one_cycle(network, loader, epochs, lr, decay) -> None:
-    """A slice is spread over the stages by equal factors: between the same ends, these are the rates of ``layer_decay``."""
+    """fastai spreads a slice over the groups by equal factors, so these are the rates of ``layer_decay``."""
     learner = fastai_learner(network, loader)
     with learner.no_bar(), learner.no_logging():
         learner.fit_one_cycle(epochs, slice(lr * decay ** 5, lr))
 
 
 def fastai_fine_tune(network, loader, epochs, base_lr, lr_mult) -> None:
-    """The head (and all BatchNorm) for one epoch; then all, the head at half of ``base_lr``, the stem ``lr_mult`` lower."""
+    """Train the head (and all BatchNorm) for an epoch, then all: the head at ``base_lr / 2``, the stem ``lr_mult`` lower."""
     learner = fastai_learner(network, loader)
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(epochs - 1, base_lr, freeze_epochs=1, lr_mult=lr_mult)
@@ -88,7 +88,7 @@ def timm_network(model: nn.Module) -> nn.Module:
 
 
 def timm_layer_decay(network, loader, epochs, lr, decay) -> None:
-    """Its layers are blocks, nine steps from head to stem where the stages are five: the same rates at both ends."""
+    """timm's decay takes nine steps from head to stem and ours five; the factor is such that both ends have equal rates."""
     optimizer = timm.optim.create_optimizer_v2(network, "adamw", lr=lr, weight_decay=WEIGHT_DECAY, fused=True,
                                                layer_decay=decay ** (5 / 9))
     scheduler, _ = timm.scheduler.create_scheduler_v2(optimizer, "cosine", num_epochs=epochs, warmup_epochs=epochs // 4,
@@ -103,7 +103,7 @@ def timm_layer_decay(network, loader, epochs, lr, decay) -> None:
 
 
 def lightning_finetuning(network, loader, epochs, lr, ratio) -> None:
-    """The head (and all BatchNorm) for half of the run; the backbone's rate starts at a part of the head's and catches up."""
+    """Train the head (and all BatchNorm) for half of the run, then all; the backbone's rate catches up with the head's."""
     class Net(lightning.LightningModule):
         def __init__(self):
             super().__init__()
@@ -115,25 +115,30 @@ def lightning_finetuning(network, loader, epochs, lr, ratio) -> None:
 
         def configure_optimizers(self):
             trained = [p for p in self.parameters() if p.requires_grad]
-            return AdamW(trained, lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
+            return fused_adamw(trained, lr=lr, weight_decay=WEIGHT_DECAY)
 
-    thaw = lightning.callbacks.BackboneFinetuning(epochs // 2, backbone_initial_ratio_lr=ratio)
-    trainer = lightning.Trainer(max_epochs=epochs, callbacks=[thaw], accelerator="cpu", logger=False, enable_progress_bar=False,
-                                enable_checkpointing=False, enable_model_summary=False)
+    callback = lightning.callbacks.BackboneFinetuning(epochs // 2, backbone_initial_ratio_lr=ratio)
+    trainer = lightning.Trainer(max_epochs=epochs, callbacks=[callback], accelerator="cpu", logger=False,
+                                enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
     trainer.fit(Net(), loader)
 
 
-# Who takes part
+# The contenders
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to fine-tune: the library, the function, what to try, and how the library wants the network."""
+    """One way to fine-tune: the library, the function, the numbers to try, and what makes the network that it trains."""
 
     library: str
     train: Callable[..., None]
     tries: Sequence[tuple[float, ...]]
     network: Callable[[nn.Module], nn.Module] = lambda model: model
+
+    @property
+    def tries_by_text(self) -> dict[str, tuple[float, ...]]:
+        """The tries under the text by which they are recorded."""
+        return {", ".join(f"{number:g}" for number in numbers): numbers for numbers in self.tries}
 
 
 DECAYS = ((1e-3, 0.5), (1e-3, 0.7), (3e-3, 0.3), (3e-3, 0.5), (1e-2, 0.3))  # highest rate, factor from one stage to the next
@@ -151,19 +156,11 @@ CONTENDERS = {  # the first is what the others are compared with
 }
 
 
-def taking_part() -> dict[str, Contender]:
-    """The contenders whose library is installed; says how to get the others."""
-    for library, package in PEERS.items():
-        if INSTALLED[library] is None:
-            print(f"{library} is left out: the package {package} is not installed; pip install .[compare] installs it")
-    return {name: each for name, each in CONTENDERS.items() if INSTALLED[each.library] is not None}
-
-
 # One run
 
 
 class Shuffled(Sampler):
-    """A new order for each epoch. torch's own draws once more if it is asked to the end, as it is not by Lightning."""
+    """A new order for each epoch. torch's RandomSampler would draw another at its end, to which Lightning does not read it."""
 
     def __init__(self, size: int, seed: int):
         self.size, self.generator = size, torch.Generator().manual_seed(seed)
@@ -176,11 +173,11 @@ class Shuffled(Sampler):
 
 
 def batches(data: ours.ImageSet, seed: int) -> DataLoader:
-    return DataLoader(data, BATCH, sampler=Shuffled(len(data), seed))
+    return DataLoader(data, BATCH_SIZE, sampler=Shuffled(len(data), seed))
 
 
 def watch(network: nn.Module) -> list[Tensor]:
-    """A list that gets a line of pixels of every image that the network will be trained on."""
+    """A list to which each training step will add one row of pixels of each image in its batch."""
     seen: list[Tensor] = []
 
     def look(layer: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -192,14 +189,14 @@ def watch(network: nn.Module) -> list[Tensor]:
 
 
 def check_batches(seen: Sequence[Tensor], data: ours.ImageSet, seed: int, epochs: int, name: str) -> None:
-    """Refuse a run that was not trained on the batches of ``epochs`` epochs in the order that the seed gives."""
+    """Raise an error if a run was not trained on the batches of ``epochs`` epochs in the order that the seed gives."""
     loader = batches(data, seed)
-    wanted = [images[:, 0, 32] for _ in range(epochs) for images, _ in loader]
-    if len(seen) != len(wanted) or not all(map(torch.equal, seen, wanted)):
-        raise RuntimeError(f"{name} made {len(seen)} steps, and not the {len(wanted)} on the batches that all others see")
+    expected = [images[:, 0, 32] for _ in range(epochs) for images, _ in loader]
+    if len(seen) != len(expected) or not all(map(torch.equal, seen, expected)):
+        raise RuntimeError(f"{name} made {len(seen)} steps, and not the {len(expected)} on the batches that all others see")
 
 
-def run(name: str, rates: Sequence[float], data: ours.ImageSet, seed: int, epochs: int, split: str) -> dict[str, float]:
+def run(name: str, numbers: Sequence[float], data: ours.ImageSet, seed: int, epochs: int, split: str) -> dict[str, float]:
     """Train once and evaluate on the split."""
     contender = CONTENDERS[name]
     train, val, test = ours.few_shot_split(data, 10, seed=seed)
@@ -207,7 +204,7 @@ def run(name: str, rates: Sequence[float], data: ours.ImageSet, seed: int, epoch
     network.train()  # Lightning would train in eval mode what comes in eval mode
     seen, loader = watch(network), batches(train, seed)
     start = process_time()
-    contender.train(network, loader, epochs, *rates)
+    contender.train(network, loader, epochs, *numbers)
     seconds = process_time() - start
     check_batches(seen, train, seed, epochs, name)
     scores = ours.evaluate(network, DataLoader(val if split == "validation" else test, 256))
@@ -217,33 +214,26 @@ def run(name: str, rates: Sequence[float], data: ours.ImageSet, seed: int, epoch
 
 @functools.cache
 def warm_up(name: str, data: ours.ImageSet) -> None:
-    """What a library does in its first run only is not counted as training."""
+    """Train once without counting it, since a library does some work in its first run only."""
     run(name, CONTENDERS[name].tries[0], data, seed=0, epochs=2, split="validation")
 
 
 # All runs
 
 
-def text(rates: Sequence[float]) -> str:
-    return ", ".join(f"{rate:g}" for rate in rates)
-
-
 def turns(names: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
-    """Every contender on every seed; nobody is always the first."""
+    """Every contender on every seed; with each seed the next contender goes first."""
     for turn, seed in enumerate(seeds):
         first = turn % len(names)
         yield from ((name, seed) for name in [*names[first:], *names[:first]])
 
 
-def make(wanted: Sequence[tuple], data: ours.ImageSet, epochs: int, path: Path) -> pd.DataFrame:
+def run_missing(wanted: Sequence[tuple], data: ours.ImageSet, epochs: int, path: Path) -> pd.DataFrame:
     """Make and record the wanted runs that the file does not have yet; returns all of its rows."""
-    key = ["split", "task", "strategy", "rates", "seed"]
-    done = set(read_rows(path)[key].itertuples(index=False, name=None)) if path.exists() else set()
-    for split, task, name, rates, seed in (each for each in wanted if each not in done):
+    for split, task, name, rates, seed in missing(read_rows(path), wanted):
         warm_up(name, data)
-        contender = CONTENDERS[name]
-        measured = run(name, {text(each): each for each in contender.tries}[rates], data, seed, epochs, split)
-        package = PEERS.get(contender.library, "layerlr-helpers")
+        measured = run(name, CONTENDERS[name].tries_by_text[rates], data, seed, epochs, split)
+        package = PEERS.get(CONTENDERS[name].library, "layerlr-helpers")
         append_row(path, {"split": split, "task": task, "strategy": name, "rates": rates, "seed": seed, **measured,
                           "precision": "float32", "torch": torch.__version__.partition("+")[0],
                           "threads": torch.get_num_threads(), "device": "cpu", "library": f"{package} {version(package)}"})
@@ -252,21 +242,19 @@ def make(wanted: Sequence[tuple], data: ours.ImageSet, epochs: int, path: Path) 
 
 
 def compare(contenders: dict[str, Contender], seeds: Sequence[int], epochs: int, path: Path) -> tuple[pd.DataFrame, dict]:
-    """Choose everyone's rates, then test them; the rows of the task and the chosen rates."""
+    """Choose each contender's rates on the validation images, then test them; the rows of the tests and the chosen rates."""
     data, task, names = ours.handwritten_digits(), f"digits, {epochs} epochs", list(contenders)
-    tries = {name: [text(rates) for rates in each.tries] for name, each in contenders.items()}
+    tries = {name: list(contender.tries_by_text) for name, contender in contenders.items()}
     searched = [("validation", task, name, tries[name][i], seed)
                 for i in range(len(tries[names[0]])) for name, seed in turns(names, SEARCH_SEEDS)]
-    rows = make(searched, data, epochs, path)
-    chosen = winners(rows[rows["task"] == task], tries)
+    rows = run_missing(searched, data, epochs, path)
+    chosen = winners(chosen_rows(rows, searched))
     tested = [("test", task, name, chosen[name], seed) for name, seed in turns(names, seeds)]
-    rows = make(tested, data, epochs, path)
-    is_chosen = rows["rates"] == rows["strategy"].map(chosen)
-    return rows[(rows["task"] == task) & is_chosen & (rows["split"] == "test") & rows["seed"].isin(seeds)], chosen
+    return chosen_rows(run_missing(tested, data, epochs, path), tested), chosen
 
 
 def table(rows: pd.DataFrame, chosen: dict[str, str]) -> pd.DataFrame:
-    """A line for each contender; differences and ratios are to the first one on the same seeds."""
+    """A row for each contender; differences and ratios are to the first one on the same seeds."""
     baseline = next(iter(chosen))
     intervals, by_name = paired_intervals(rows, baseline), rows.groupby("strategy")
     seconds = rows.pivot(index="seed", columns="strategy", values="seconds")
@@ -285,14 +273,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file to record in (default %(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module=r"lightning\.")  # advice on loaders, modes and groups that is not ours to follow
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    contenders = taking_part()
+    silence_lightning()
+    libraries = installed(INSTALLED)
+    contenders = {name: contender for name, contender in CONTENDERS.items() if contender.library in libraries}
     rows, chosen = compare(contenders, range(options.seeds), options.epochs, options.results)
-    found, digits = table(rows, chosen), {"ratio": 2, "lowest": 2, "highest": 2}
+    comparison, digits = table(rows, chosen), {"ratio": 2, "lowest": 2, "highest": 2}
     print(f"\n{options.epochs} epochs of 5 steps, {options.seeds} seeds; with 95 % intervals, and the ratios' range over seeds")
-    print(found.round({name: digits.get(name, 1) for name in found}).to_string())
+    print(comparison.round({name: digits.get(name, 1) for name in comparison}).to_string())
 
 
 if __name__ == "__main__":

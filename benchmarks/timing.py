@@ -1,4 +1,4 @@
-"""Fair timing on a noisy machine: alternate the contestants in one process and report ratios of medians."""
+"""Fair timing on a noisy machine: the contestants take turns in one process, and the ratios of their medians are reported."""
 
 from collections.abc import Callable, Mapping
 from time import perf_counter
@@ -7,9 +7,9 @@ import pandas as pd
 
 
 def alternately(tasks: Mapping[str, Callable[[], object]], *, repeats: int = 7, warmup: int = 1) -> pd.DataFrame:
-    """Time each task ``repeats`` times, taking turns; one row a task: median seconds, ratio to the first, its range.
+    """Time each task ``repeats`` times, taking turns.
 
-    The range is of the ratios round by round, from the lower to the upper quartile.
+    Returns a row for each task: its median seconds, their ratio to the first task's, and the quartiles of that ratio.
     """
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(warmup + repeats):

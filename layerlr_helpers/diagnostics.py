@@ -1,4 +1,4 @@
-"""Looking inside: what each layer knows, how far it moved, which rates it can stand."""
+"""Looking inside: how large each layer's weights and gradients are, how far it moved, and what it knows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -24,17 +24,22 @@ def layer_statistics(groups: Sequence[LayerGroup], before: Mapping[str, Tensor] 
     """
     rows = []
     for depth, group in enumerate(groups):
-        weight = _norm(group.params.values())
-        gradients = [p.grad for p in group.params.values() if p.grad is not None]
-        gradient = _norm(gradients) if gradients else float("nan")
-        row = {"group": group.name, "depth": depth, "parameters": group.size, "weight_norm": weight,
-               "grad_norm": gradient, "relative_gradient": gradient / weight if weight else float("nan")}
+        params = list(group.params.values())
+        row = {"group": group.name, "depth": depth, "parameters": group.size, "weight_norm": _norm(params),
+               "grad_norm": _gradient_norm(params), "relative_gradient": relative_gradient_norm(params)}
         if before is not None:
             distance = _norm(p.detach() - before[name] for name, p in group.params.items())
             start = _norm(before[name] for name in group.params)
             row["moved"] = distance / start if start else float("nan")
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def relative_gradient_norm(params: Iterable[Tensor]) -> float:
+    """The norm of the gradients over the norm of the weights; not a number without a gradient or if all weights are 0."""
+    params = list(params)
+    weight_norm = _norm(params)
+    return _gradient_norm(params) / weight_norm if weight_norm else float("nan")
 
 
 def relative_gradient_rates(highest_lr: float) -> Rates:
@@ -45,17 +50,18 @@ def relative_gradient_rates(highest_lr: float) -> Rates:
     Raises:
         ValueError: a group has no gradient, or all its weights are 0 (says which).
     """
-    def of(groups):
+    def rates(groups: Sequence[LayerGroup]) -> dict[str, float]:
         table = layer_statistics(groups).set_index("group")
-        norms, none, zero = table["relative_gradient"], table["grad_norm"].isna(), table["weight_norm"] == 0
-        if none.any():
-            raise ValueError(f"no gradient in {', '.join(table.index[none])}; call backward() on a batch's loss first")
-        if zero.any():
-            raise ValueError(f"the weights of {', '.join(table.index[zero])} are all 0, and a gradient has no size relative to "
+        no_gradient, all_zero = table.index[table["grad_norm"].isna()], table.index[table["weight_norm"] == 0]
+        if len(no_gradient):
+            raise ValueError(f"no gradient in {', '.join(no_gradient)}; call backward() on a batch's loss first")
+        if len(all_zero):
+            raise ValueError(f"the weights of {', '.join(all_zero)} are all 0, and a gradient has no size relative to "
                              "0; start them at random, or choose rates that do not depend on the weights")
+        norms = table["relative_gradient"]
         return {name: float(highest_lr * norm / norms.max()) for name, norm in norms.items()}
 
-    return of
+    return rates
 
 
 def probe_layers(features: Mapping[str, np.ndarray], targets: Mapping[str, Tensor], *, seed: int = 0) -> pd.DataFrame:
@@ -85,6 +91,11 @@ def probe_layers(features: Mapping[str, np.ndarray], targets: Mapping[str, Tenso
             error = (accuracy * (1 - accuracy) / len(test)) ** 0.5
             rows.append({"layer": layer, "target": target, "accuracy": accuracy, "standard_error": error, "chance": chance})
     return pd.DataFrame(rows)
+
+
+def _gradient_norm(params: Iterable[Tensor]) -> float:
+    gradients = [p.grad for p in params if p.grad is not None]
+    return _norm(gradients) if gradients else float("nan")
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:

@@ -1,33 +1,64 @@
-"""Leaving things as they were: modes, buffers and random numbers are put back after something was looked at or tried."""
+"""Putting things back: modes, buffers, weights and random numbers, after a model was looked at or tried out."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+
+
+@contextmanager
+def modes_preserved(model: nn.Module) -> Iterator[None]:
+    """Put every module back into the mode that it is in now, train or eval, whatever happens inside."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Whatever happens inside: every module is afterwards in its mode again, every buffer has its values again."""
-    modes = {module: module.training for module in model.modules()}
+    """Put back every module's mode and the values of every buffer, whatever happens inside."""
     buffers = [(module, name, buffer, buffer.detach().clone())
-               for module in modes for name, buffer in module.named_buffers(recurse=False)]
+               for module in model.modules() for name, buffer in module.named_buffers(recurse=False)]
     try:
-        yield
+        with modes_preserved(model):
+            yield
     finally:
         with torch.no_grad():
             for module, name, buffer, values in buffers:
                 setattr(module, name, buffer)
                 if not buffer.is_meta and not torch.equal(buffer, values):
                     buffer.copy_(values)
-        for module, training in modes.items():
-            module.training = training
+
+
+@contextmanager
+def training_undone(model: nn.Module, optimizer: Optimizer, loader: Iterable) -> Iterator[None]:
+    """Let training happen inside, without gradients at first; then put back model, optimizer, gradients and random numbers."""
+    weights = [(p, p.detach().clone(), p.grad) for p in model.parameters()]
+    optimizer_state = copy.deepcopy(optimizer.state_dict())
+    random_numbers = random_state(loader)
+    try:
+        with preserved(model):
+            for p, _, _ in weights:
+                p.grad = None
+            yield
+    finally:
+        with torch.no_grad():
+            for p, values, grad in weights:
+                p.copy_(values)
+                p.grad = grad
+        optimizer.load_state_dict(optimizer_state)
+        set_random_state(random_numbers, loader)
 
 
 @contextmanager
 def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
-    """Random numbers depend on ``seed`` alone inside; torch's generators, of this device too, are then as they were."""
+    """Let torch's random numbers depend on ``seed`` alone inside; afterwards its generators are where they were."""
     on_gpu = torch.device(device).type == "cuda"
     with torch.random.fork_rng(devices=[torch.device(device)] if on_gpu else []):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all of the GPUs' generators, too
@@ -53,11 +84,13 @@ def set_random_state(state: dict, loader: Iterable) -> None:
 
 
 def samplers(loader: Iterable) -> list:
-    batches = getattr(loader, "batch_sampler", None)
-    found = (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
-    return list({id(sampler): sampler for sampler in found if sampler is not None}.values())
+    """The samplers of a DataLoader, also the one within its batch sampler; none of another loader."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    candidates = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    return list({id(sampler): sampler for sampler in candidates if sampler is not None}.values())
 
 
 def generators(loader: Iterable) -> list[torch.Generator]:
-    found = [getattr(owner, "generator", None) for owner in (loader, *samplers(loader))]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+    """The random generators of a loader and of its samplers, each once."""
+    candidates = [getattr(owner, "generator", None) for owner in (loader, *samplers(loader))]
+    return list({id(g): g for g in candidates if isinstance(g, torch.Generator)}.values())

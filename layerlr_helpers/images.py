@@ -1,11 +1,11 @@
-"""Data that is here at once: printed glyphs to pretrain on, real handwriting to fine-tune on, a learner's own folder.
+"""Images in memory with their labels: read from a folder, split into training, validation and test images.
 
-Every function returns an :class:`ImageSet`: all images in memory, so that an epoch costs no file access.
+An :class:`ImageSet` holds all its images in memory, so that an epoch costs no file access.
 """
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,15 +14,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.functional import normalize, pil_to_tensor
 
 # ImageNet's channel statistics: the built-in data use them too, so one network input convention serves all weights.
-MEAN = torch.tensor([0.485, 0.456, 0.406])
-STD = torch.tensor([0.229, 0.224, 0.225])
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-# What lies beside images and is none, so that nobody misses it.
+# Endings, and names without one, of files that often lie beside images: they are left out without a warning.
 NOTES = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".htm", ".ini", ".log",
-         ".pdf", ".db", ".py", ".ipynb"}
-NOTES_WITHOUT_ENDING = {"license", "licence", "readme", "notice", "copying", "authors", "citation", "changelog", "source"}
+         ".pdf", ".db", ".py", ".ipynb",
+         "license", "licence", "readme", "notice", "copying", "authors", "citation", "changelog", "source"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,14 +68,7 @@ class ImageSet(Dataset):
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 images [..., 3, H, W] to floats with ImageNet's channel mean 0 and standard deviation 1."""
-    mean, std = MEAN.to(images.device), STD.to(images.device)
-    return (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
-
-
-def denormalise(images: Tensor) -> Tensor:
-    """The inverse of :func:`normalise`, as floats in 0..1, for showing."""
-    mean, std = MEAN.to(images.device), STD.to(images.device)
-    return (images * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
+    return normalize(images.float() / 255, MEAN, STD, inplace=True)
 
 
 def few_shot_split(data: ImageSet, per_class: int = 10, *, val_per_class: int = 20,
@@ -91,16 +84,44 @@ def few_shot_split(data: ImageSet, per_class: int = 10, *, val_per_class: int = 
     """
     if per_class < 1 or val_per_class < 0:
         raise ValueError(f"per_class is 1 or above and val_per_class 0 or above, not {per_class} and {val_per_class}")
-    always, drawn = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
+    return _split_by_class(data, lambda images: (per_class, val_per_class), seed, ("training", "validation", "testing"))
+
+
+def fraction_split(data: ImageSet, val_fraction: float, test_fraction: float, seed: int) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Split into training, validation and test images by fractions of each class, at least one image each.
+
+    The test images are the same for every ``seed``, so that rates which were chosen on the validation images of one seed can
+    be tested on another.
+
+    Raises:
+        ValueError: a class too small for all three (says which), or fractions that leave nothing to train on.
+    """
+    if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+        raise ValueError("the fractions for validation and testing must be above 0 and below 1 together, not "
+                         f"{val_fraction} and {test_fraction}")
+    val, test, train = _split_by_class(
+        data, lambda images: (max(round(val_fraction * images), 1), max(round(test_fraction * images), 1)), seed,
+        ("validation", "testing", "training"))
+    return train, val, test
+
+
+def _split_by_class(data: ImageSet, sizes: Callable[[int], tuple[int, int]], seed: int,
+                    purposes: tuple[str, str, str]) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Split every class into images drawn by ``seed``, images that are the same for every seed, and the rest.
+
+    ``sizes(number of images)`` says how many the first two parts get; ``purposes`` says what the three parts are for.
+    """
+    always_same, by_seed = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
     parts: tuple[list[Tensor], ...] = ([], [], [])
     for label, name in enumerate(data.class_names):
         rows = torch.nonzero(data.labels == label).flatten()
-        if len(rows) <= per_class + val_per_class:
-            raise ValueError(f"class {name!r} has {len(rows)} images, too few for {per_class} to train on, "
-                             f"{val_per_class} for validation and one to test on")
-        val, rest = rows[torch.randperm(len(rows), generator=always)].tensor_split((val_per_class,))
-        train, test = rest[torch.randperm(len(rest), generator=drawn)].tensor_split((per_class,))
-        for part, chosen in zip(parts, (train, val, test), strict=True):
+        drawn_size, fixed_size = sizes(len(rows))
+        if drawn_size + fixed_size >= len(rows):
+            raise ValueError(f"class {name!r} has {len(rows)} image(s), too few for {drawn_size} for {purposes[0]}, "
+                             f"{fixed_size} for {purposes[1]} and one for {purposes[2]}; add images, or leave the class out")
+        fixed, others = rows[torch.randperm(len(rows), generator=always_same)].tensor_split((fixed_size,))
+        drawn, rest = others[torch.randperm(len(others), generator=by_seed)].tensor_split((drawn_size,))
+        for part, chosen in zip(parts, (drawn, fixed, rest), strict=True):
             part.append(chosen)
     return tuple(data.subset(torch.cat(part)) for part in parts)
 
@@ -122,83 +143,91 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
     """
     if unreadable not in ("raise", "skip"):
         raise ValueError(f"unreadable must be 'raise' or 'skip', not {unreadable!r}")
-    _check(n=1, image_size=image_size)
+    check_image_size(image_size)
     path = Path(path).expanduser()
-    files = _class_files(path)
-    images, labels, places, bad = [], [], [], []
-    for place, (label, file) in enumerate((label, file) for label, group in enumerate(files.values()) for file in group):
+    folders = _class_folders(path)
+    images, labels, places, errors = [], [], [], {}
+    for place, (label, file) in enumerate(_image_files(folders)):
         try:
             images.append(_read_image(file, image_size))
         except Exception as error:  # Pillow raises a different error for each way of being damaged
-            bad.append((file, error))
+            errors[file] = error
             continue
         labels.append(label)
         places.append(place)
-    if bad and unreadable == "raise":
-        file, error = bad[0]
-        raise ValueError(f"{len(bad)} unreadable file(s), the first is {file} ({error}); mend it, or pass "
+    if errors and unreadable == "raise":
+        file, error = next(iter(errors.items()))
+        raise ValueError(f"{len(errors)} unreadable file(s), the first is {file} ({error}); mend it, or pass "
                          "unreadable='skip' (on the command line --skip-unreadable)") from error
-    if bad:
-        warnings.warn(f"skipped {len(bad)} unreadable file(s): {', '.join(str(file) for file, _ in bad)}", stacklevel=2)
-    empty = [name for label, name in enumerate(files) if label not in set(labels)]
-    if empty:
+    if errors:
+        warnings.warn(f"skipped {len(errors)} unreadable file(s): {', '.join(map(str, errors))}", stacklevel=2)
+    if empty := [folder.name for label, folder in enumerate(folders) if label not in set(labels)]:
         raise ValueError(f"no readable image is left in class folder(s) {empty} of {path}")
-    return ImageSet(torch.stack(images), torch.tensor(labels), tuple(files), {"file": torch.tensor(places)})
+    return ImageSet(torch.stack(images), torch.tensor(labels), tuple(folder.name for folder in folders),
+                    {"file": torch.tensor(places)})
 
 
-def _class_files(path: Path) -> dict[str, list[Path]]:
+def check_image_size(image_size: int) -> None:
+    """Raise a ValueError for images smaller than 16 pixels, which leave nothing to see."""
+    if image_size < 16:
+        raise ValueError(f"image_size must be at least 16 pixels, not {image_size}")
+
+
+def _class_folders(path: Path) -> list[Path]:
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}")
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-    def is_image(file: Path) -> bool:
-        return file.suffix.lower() in endings
-
-    def is_shown_file(file: Path) -> bool:
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)  # macOS's ._a.jpg, Jupyter's copies
-        return not hidden and file.is_file()
-
     folders = _subfolders(path)
     if not folders:
-        loose = sum(is_image(file) and is_shown_file(file) for file in path.iterdir())
+        loose = sum(_is_image(file) and _is_visible_file(file, path) for file in path.iterdir())
         raise ValueError(f"{path} has no subfolders; put the images of each class into a subfolder of its own"
                          + (f" ({loose} images lie directly in it)" if loose else ""))
     if all(folder.name.lower() in SPLITS for folder in folders) and any(map(_subfolders, folders)):
-        to_train_on = next((folder for folder in folders if folder.name.lower().startswith("train")), folders[0])
+        example = next((folder for folder in folders if folder.name.lower().startswith("train")), folders[0])
         raise ValueError(f"the folders {', '.join(folder.name for folder in folders)} in {path} are parts of the data and no "
-                         f"classes; pass one whose subfolders are the classes, e.g. {to_train_on}")
-    files = {folder.name: sorted(filter(is_shown_file, folder.rglob("*"))) for folder in folders}
-    others = Counter(file.suffix.lower() or "without an ending" for group in files.values() for file in group
-                     if not is_image(file) and not _is_note(file))
+                         f"classes; pass one whose subfolders are the classes, e.g. {example}")
+    return folders
+
+
+def _image_files(folders: Sequence[Path]) -> list[tuple[int, Path]]:
+    """``(label, file)`` of all images in the class folders, sorted; warns of other files."""
+    files = [(label, file) for label, folder in enumerate(folders) for file in sorted(folder.rglob("*"))
+             if _is_visible_file(file, folder)]
+    images = [(label, file) for label, file in files if _is_image(file)]
+    others = Counter(file.suffix.lower() or "without an ending" for _, file in files
+                     if not _is_image(file) and (file.suffix or file.name).lower() not in NOTES)
     if others:
         warnings.warn(f"left out {others.total()} file(s) that do not end like an image that can be read here ("
                       f"{', '.join(f'{n} {ending}' for ending, n in others.most_common())}); if they are images, save them as "
                       ".jpg or .png", stacklevel=3)
-    files = {name: list(filter(is_image, group)) for name, group in files.items()}
-    if empty := [name for name, group in files.items() if not group]:
-        raise ValueError(f"class folder(s) {empty} of {path} contain no image (known endings: .jpg, .png, .webp, …)")
-    return files
+    labels = {label for label, _ in images}
+    if empty := [folder.name for label, folder in enumerate(folders) if label not in labels]:
+        raise ValueError(f"class folder(s) {empty} of {folders[0].parent} contain no image (known endings: .jpg, .png, "
+                         ".webp, …)")
+    return images
 
 
 def _subfolders(path: Path) -> list[Path]:
     return [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _is_note(file: Path) -> bool:
-    return file.suffix.lower() in NOTES if file.suffix else file.name.lower() in NOTES_WITHOUT_ENDING
+def _is_visible_file(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)  # macOS's ._a.jpg, Jupyter's copies
+    return not hidden and file.is_file()
+
+
+def _is_image(file: Path) -> bool:
+    return Image.registered_extensions().get(file.suffix.lower()) in Image.OPEN
 
 
 def _read_image(file: Path, size: int) -> Tensor:
     with Image.open(file) as image:
         image.draft("RGB", (2 * size, 2 * size))  # lets a JPEG be decoded at a fraction of its size
         upright = _rgb(ImageOps.exif_transpose(image))
-    square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-    pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
-    return pixels.view(size, size, 3).permute(2, 0, 1).contiguous()
+    return pil_to_tensor(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode[0] in "IF":  # which Pillow would clip to black and white
+    if image.mode[0] in "IF":  # integers of 16 or 32 bits, or floats, which Pillow would clip to black and white
         return Image.fromarray(_eight_bits(np.asarray(image), always_sixteen="16" in image.mode)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -207,24 +236,17 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(pixels: np.ndarray, *, always_sixteen: bool) -> np.ndarray:
-    """Grey values of another kind as uint8: floats of 0 to 1, or integers, which may have 8 or 16 bits.
+    """Convert grey values to uint8: floats of 0 to 1, or integers, which may have 8 or 16 bits.
 
     Raises:
-        ValueError: values outside, of which nobody knows what is black and what is white.
+        ValueError: values outside that range, of which nobody knows what is black and what is white.
     """
     low, high, floats = pixels.min(), pixels.max(), pixels.dtype.kind == "f"
     white = 1 if floats else 65535
-    if not 0 <= low <= high <= white:  # nor if one is not a number
+    if not 0 <= low <= high <= white:  # also true of NaN
         raise ValueError(f"its pixels go from {low} to {high}; {'floats' if floats else 'integers'} are read from 0 for black "
                          f"to {white} for white, so scale them to that, or save it with 8 bits a pixel")
     if floats:
         return (255 * pixels).round().astype(np.uint8)
     # Some versions of Pillow open a PNG of 16 bits as integers of 32, in which values of 8 bits may lie as well.
     return (pixels // 256 if always_sixteen or high > 255 else pixels).astype(np.uint8)
-
-
-def _check(n: int, image_size: int) -> None:
-    if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}")
-    if image_size < 16:
-        raise ValueError(f"image_size must be at least 16 pixels, not {image_size}")

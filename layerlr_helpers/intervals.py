@@ -1,7 +1,6 @@
 """How sure a number is: intervals for an accuracy, for a mean of runs and for a difference between paired runs."""
 
 from collections.abc import Iterable, Mapping
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -13,19 +12,21 @@ def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> tup
     It says what the number of test images leaves open, and stays sensible where none or all are right. It knows nothing of
     other training images or seeds: a repeated run may well fall outside.
 
+    >>> low, high = accuracy_interval(45, 50)
+    >>> print(f"90 % of 50 images: {low:.1%} to {high:.1%}")
+    90 % of 50 images: 78.6% to 95.7%
+
     Raises:
         ValueError: no images, ``correct`` outside 0..total, or ``confidence`` outside (0, 1).
     """
+    from scipy.stats import binomtest
+
     if total < 1 or not 0 <= correct <= total:
         raise ValueError(f"correct must be between 0 and total, and total 1 or above, not {correct} of {total}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, not {confidence}; 0.95 means 95 %")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share, scale = correct / total, 1 + z * z / total
-    middle = (share + z * z / (2 * total)) / scale
-    half = z * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5 / scale
-    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
-    return (0.0 if correct == 0 else low), (1.0 if correct == total else high)  # which rounding would miss by a hair
+    low, high = binomtest(correct, total).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
 
 
 def paired_intervals(rows: pd.DataFrame, baseline: str, *, seed: int = 0, draws: int = 10_000) -> pd.DataFrame:
@@ -38,20 +39,21 @@ def paired_intervals(rows: pd.DataFrame, baseline: str, *, seed: int = 0, draws:
         ValueError: the baseline was not tested, or on none of a strategy's seeds, or a strategy was tested twice on a seed.
     """
     tested = rows[rows["split"] == "test"]
-    if (twice := tested[tested.duplicated(["strategy", "seed"])]["strategy"].unique()).size:
-        raise ValueError(f"{', '.join(twice)} was tested more than once on a seed; choose the rows of one task and of one try")
+    if (repeated := tested[tested.duplicated(["strategy", "seed"])]["strategy"].unique()).size:
+        raise ValueError(f"{', '.join(repeated)} was tested more than once on a seed; choose the rows of one task and one try")
     tested = 100 * tested.pivot(index="seed", columns="strategy", values="accuracy")
     if baseline not in tested:
         raise ValueError(f"no strategy {baseline!r} was tested, only {', '.join(tested)}")
-    found = {}
+    intervals = {}
     for name in [name for name in rows["strategy"].unique() if name in tested]:
         pairs = tested[[name, baseline]].dropna()
         if pairs.empty:
             raise ValueError(f"{name!r} and {baseline!r} were tested on different seeds, so there is no difference to take")
-        gaps = (pairs[name] - pairs[baseline]).to_numpy() if name != baseline else np.zeros(len(pairs))
-        interval = mean_interval(gaps, seed=seed, draws=draws)
-        found[name] = {"mean": tested[name].mean(), "difference": interval.pop("mean"), **interval, "seeds": len(gaps)}
-    return pd.DataFrame(found).T.astype({"seeds": int}).rename_axis("strategy")
+        differences = (pairs[name] - pairs[baseline]).to_numpy() if name != baseline else np.zeros(len(pairs))
+        interval = mean_interval(differences, seed=seed, draws=draws)
+        intervals[name] = {"mean": tested[name].mean(), "difference": interval["mean"], "low": interval["low"],
+                           "high": interval["high"], "seeds": len(pairs)}
+    return pd.DataFrame(intervals).T.astype({"seeds": int}).rename_axis("strategy")
 
 
 def mean_interval(values: Iterable[float], *, seed: int = 0, draws: int = 10_000) -> dict[str, float]:

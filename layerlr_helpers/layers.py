@@ -2,13 +2,15 @@
 
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import reduce
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from layerlr_helpers.naming import listed
-from layerlr_helpers.tracing import Trace, trace, unwrap
+from layerlr_helpers.naming import check_choice, listed
+from layerlr_helpers.tracing import Trace, trace_forward, unwrap
 
 GRANULARITIES = ("stage", "child", "block", "tensor")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -31,37 +33,31 @@ class LayerGroup:
         return f"LayerGroup({self.name!r}, {len(self.params)} tensors, {self.size:,} parameters)"
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Unit:
-    """The smallest thing that a group is made of: a module with all below it, or a parameter held directly."""
+    """The smallest thing that groups are made of: a module with all below it, or a parameter that a container holds."""
 
     name: str
     params: dict[str, nn.Parameter]
     modules: dict[str, nn.Module]
-    place: float  # in the order of execution
-    shape: tuple[int, ...] = ()  # of the output, of a module that returns a tensor
-    used: bool = True
+    first_run: int  # its moment in the forward pass
+    shape: tuple[int, ...] = ()  # of the output, if that is a tensor
 
     @property
-    def title(self) -> str:
-        """The name for a group of this unit alone."""
-        return self.name if self.used else f"{self.name} (unused)"
+    def kernels(self) -> int:
+        """0 for a norm or a lone scale, 1 for a convolution or a linear layer, more for a block."""
+        return _kernels(self.params.values())
 
-    @property
-    def weights(self) -> int:
-        """Number of tensors of two or more dimensions: kernels and matrices, not biases and norms."""
-        return sum(p.ndim > 1 for p in self.params.values())
-
-    @property
-    def simple(self) -> bool:
-        """A single convolution or matrix, perhaps with its norm; not a block of several."""
-        return self.weights <= 1
+    def followed_by(self, other: "_Unit") -> "_Unit":
+        """Both units as one, which is named after the first that has parameters."""
+        main = self if self.params else other
+        return _Unit(main.name, self.params | other.params, self.modules | other.modules, main.first_run, main.shape)
 
 
 def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "stage") -> list[LayerGroup]:
     """Divide a model's parameters into an ordered list of groups, from the input to the output, the head last.
 
-    The order is that of execution, seen in one forward pass in eval mode; the model comes back as it was. Every
+    The order is that of execution, seen in one forward pass in eval mode, which leaves the model as it was. Every
     parameter is in exactly one group, a tied one under its first name.
 
     Args:
@@ -75,159 +71,131 @@ def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "st
     A part that the forward pass did not use is a group of its own before the head, ``NAME (unused)``, with a warning.
 
     Raises:
-        ValueError: a model without parameters or with lazy ones, an unknown granularity, or an input that cannot be
-            guessed.
+        ValueError: a model without parameters or with lazy ones, an unknown granularity, an input that cannot be guessed.
+
+    >>> layer_groups(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+    [LayerGroup('stem', 2 tensors, 40 parameters), LayerGroup('head', 2 tensors, 27 parameters)]
     """
-    if granularity not in GRANULARITIES:
-        raise ValueError(f"unknown granularity {granularity!r}; known are {', '.join(map(repr, GRANULARITIES))}")
+    check_choice("granularity", granularity, GRANULARITIES)
     model = unwrap(model)
     if next(model.parameters(), None) is None:
         raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing to group")
     if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
         raise ValueError(f"{listed(lazy)} of {type(model).__name__} have no shape yet; call the model once, then group it")
-    found = trace(model, example_input)
-    opened = {"child": lambda module: module is model, "tensor": lambda module: True}.get(granularity)
-    units = _units(model, found, opened or (lambda module: module is model or _is_opened(module, model)))
-    run = sorted((unit for unit in units if unit.used), key=lambda unit: unit.place)
-    run = _with_trailing_norms(run) if opened is None else _without_empty(run)
-    unused = [unit for unit in units if not unit.used and unit.params]
+    trace = trace_forward(model, example_input)
+    used, unused = _cut_into_units(model, trace, granularity)
+    used = _fold_parameterless(sorted(used, key=lambda unit: unit.first_run))
     if unused:
         warnings.warn(f"the forward pass did not use {listed(unit.name for unit in unused)}; grouped on their own",
                       stacklevel=2)
-    units = [*run[:-1], *unused, *run[-1:]]
-    if granularity == "tensor":
-        units = [tensor for unit in units for tensor in _tensors_of(unit)]
-    if opened is not None:
-        return [LayerGroup(unit.title, unit.params, unit.modules) for unit in units]
-    return _named(_runs(units, one_each=granularity == "block"), model)
+    if granularity in ("child", "tensor"):
+        body, head, idle = (_named_as_in_model(units, granularity) for units in (used[:-1], used[-1:], unused))
+    else:
+        groups = _named_groups(_joined(used, one_block_each=granularity == "block"), model)
+        body, head = groups[:-1], groups[-1:]
+        idle = [LayerGroup(_run_name([unit], model), unit.params, unit.modules) for unit in unused]
+    return [*body, *(replace(group, name=f"{group.name} (unused)") for group in idle), *head]
 
 
-def _units(model: nn.Module, found: Trace, opened) -> list[_Unit]:
-    """Walk down from the model; a module that is ``opened`` gives way to its direct parameters and its children."""
-    taken: set[int] = set()
-    units = []
+def _cut_into_units(model: nn.Module, trace: Trace, granularity: str) -> tuple[list[_Unit], list[_Unit]]:
+    """The units that the forward pass used, and the units with parameters that it did not use.
 
-    def walk(name: str, module: nn.Module, place: float) -> None:
-        place = _first_moment(name, module, found, place)
-        children = [(n, child) for n, child in module.named_children() if _has_state(child)]
-        if children and opened(module):
-            for own_name, p in _claim(module.named_parameters(name, recurse=False), taken).items():
-                used = id(p) in found.used or not found.used  # nothing at all is what a forward without gradients shows
-                units.append(_Unit(own_name, {own_name: p}, {}, found.uses.get(id(p), place), used=used))
-            for child_name, child in children:
-                walk(f"{name}.{child_name}" if name else child_name, child, place)
-        else:
-            params = _claim(module.named_parameters(name), taken)
-            used = _called(name, module, found) or any(id(p) in found.used for p in params.values())
-            units.append(_Unit(name or "root", params, {name: module}, place, found.shapes.get(name, ()), used))
+    Walks down the module tree; a module that is opened gives way to the parameters that it holds and its children.
+    """
+    claimed: set[int] = set()
+    units: list[tuple[_Unit, bool]] = []  # each with whether it was used
+
+    def claim(named_parameters) -> dict[str, nn.Parameter]:
+        """The parameters that no earlier unit has: by identity, since two fresh layers may be equal in value."""
+        unclaimed = {name: p for name, p in named_parameters if id(p) not in claimed}
+        claimed.update(map(id, unclaimed.values()))
+        return unclaimed
+
+    def walk(name: str, module: nn.Module, parent_run: int) -> None:
+        calls = [trace.first_calls[inner] for inner, _ in module.named_modules(prefix=name) if inner in trace.first_calls]
+        uses = [trace.first_uses[id(p)] for p in module.parameters() if id(p) in trace.first_uses]
+        # A list of modules is not called itself: it runs when anything in it first runs.
+        first_run = trace.first_calls.get(name, min([*calls, *uses], default=parent_run))
+        children = [(child_name, child) for child_name, child in module.named_children()
+                    if [*child.parameters(), *child.buffers()]]
+        if not children or not _is_opened(module, model, granularity):
+            params = claim(module.named_parameters(name))
+            used = bool(calls) or any(id(p) in trace.used for p in params.values())
+            units.append((_Unit(name or "root", params, {name: module}, first_run, trace.shapes.get(name, ())), used))
+            return
+        for param_name, p in claim(module.named_parameters(name, recurse=False)).items():
+            used = id(p) in trace.used or not trace.used  # a forward pass without gradients shows no use at all
+            units.append((_Unit(param_name, {param_name: p}, {}, trace.first_uses.get(id(p), first_run)), used))
+        for child_name, child in children:
+            walk(f"{name}.{child_name}" if name else child_name, child, first_run)
 
     walk("", model, 0)
-    return units
+    return [unit for unit, used in units if used], [unit for unit, used in units if not used and unit.params]
 
 
-def _first_moment(name: str, module: nn.Module, found: Trace, otherwise: float) -> float:
-    """When a module was called; of a list of modules, which is not called itself, when the first one in it was."""
-    if name in found.order:
-        return found.order[name]
-    calls = [found.order[inner] for inner, _ in module.named_modules(prefix=name) if inner in found.order]
-    uses = [found.uses[id(p)] for p in module.parameters() if id(p) in found.uses]
-    return min([*calls, *uses], default=otherwise)
-
-
-def _called(name: str, module: nn.Module, found: Trace) -> bool:
-    return any(inner in found.order for inner, _ in module.named_modules(prefix=name))
-
-
-def _claim(named, taken: set[int]) -> dict[str, nn.Parameter]:
-    """Those of the parameters that no earlier unit has: by identity, since two fresh layers may be equal in value."""
-    mine = {}
-    for name, p in named:
-        if id(p) not in taken:
-            taken.add(id(p))
-            mine[name] = p
-    return mine
-
-
-def _has_state(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-
-
-def _is_opened(module: nn.Module, model: nn.Module) -> bool:
-    """Whether a module is a container to look into, rather than a block to keep whole."""
+def _is_opened(module: nn.Module, model: nn.Module, granularity: str) -> bool:
+    """Whether to look into a module, as into a stage, rather than keep it whole, as a block."""
+    if granularity == "tensor" or module is model:
+        return True
+    if granularity == "child":
+        return False
     if type(module) in _CONTAINERS:
         return True
-    inside = [child for child in module.children() if _has_state(child)]
-    if isinstance(module, _CONTAINERS):  # a subclass: a stage is opened, a convolution with its norm is not
-        return any(_weights(child) > 1 for child in inside)
-    if any(_repeats(part) for part in module.modules() if isinstance(part, _CONTAINERS)):
+    if isinstance(module, _CONTAINERS):  # a subclass: a stage of blocks is opened, a convolution with its norm is not
+        return any(_kernels(child.parameters()) > 1 for child in module.children())
+    if any(_repeats_a_block(part) for part in module.modules() if isinstance(part, _CONTAINERS)):
         return True
-    once = sum(type(other) is type(module) for other in model.modules()) == 1
-    return once and _weights(module) > 4 and any(type(part) in _CONTAINERS for part in module.modules())  # a backbone
+    # The backbone of a larger model: the only one of its class, and too large for a block.
+    only_one = sum(type(other) is type(module) for other in model.modules()) == 1
+    return only_one and _kernels(module.parameters()) > 4 and any(type(part) in _CONTAINERS for part in module.modules())
 
 
-def _repeats(container: nn.Module) -> bool:
-    kinds = Counter(type(child) for child in container.children() if _weights(child) > 1)
+def _repeats_a_block(container: nn.Module) -> bool:
+    kinds = Counter(type(child) for child in container.children() if _kernels(child.parameters()) > 1)
     return max(kinds.values(), default=0) > 1
 
 
-def _weights(module: nn.Module) -> int:
-    return sum(p.ndim > 1 for p in module.parameters())
+def _kernels(params: Iterable[nn.Parameter]) -> int:
+    """Number of tensors of two or more dimensions: kernels and matrices, not biases and norms."""
+    return sum(p.ndim > 1 for p in params)
 
 
-def _tensors_of(unit: _Unit) -> list[_Unit]:
-    return [_Unit(name, {name: p}, unit.modules, unit.place, unit.shape, unit.used) for name, p in unit.params.items()]
-
-
-def _without_empty(units: list[_Unit]) -> list[_Unit]:
-    """Fold modules without parameters, such as a norm without scale and shift, into what ran before them."""
-    kept: list[_Unit] = []
-    early: dict[str, nn.Module] = {}  # what ran before the first parameter
+def _fold_parameterless(units: list[_Unit]) -> list[_Unit]:
+    """Fold units without parameters, such as a norm without scale and shift, into what ran before them (else after them)."""
+    folded: list[_Unit] = []
     for unit in units:
-        if unit.params:
-            kept.append(unit)
-            unit.modules, early = early | unit.modules, {}
-        elif kept:
-            kept[-1].modules = kept[-1].modules | unit.modules
+        if folded and not (unit.params and folded[-1].params):
+            folded[-1] = folded[-1].followed_by(unit)
         else:
-            early |= unit.modules
-    return kept
+            folded.append(unit)
+    return [unit for unit in folded if unit.params]
 
 
-def _runs(units: list[_Unit], *, one_each: bool) -> list[list[_Unit]]:
-    """Split ordered units into groups: a stem, runs of blocks, a head."""
-    *body, head = units
-    has_blocks = any(not unit.simple for unit in body)
+def _joined(units: list[_Unit], *, one_block_each: bool) -> list[list[_Unit]]:
+    """Join ordered units to runs: the stem (all layers before the first block), runs of blocks, the head."""
+    while len(units) > 1 and not units[-1].kernels:  # a norm after the last layer belongs to it
+        units = [*units[:-2], units[-2].followed_by(units[-1])]
+    body, head = units[:-1], units[-1:]
     runs: list[list[_Unit]] = []
-    in_stem = has_blocks
+    in_stem = any(unit.kernels > 1 for unit in body)  # in a model without blocks the stem is one layer, as any group is
     for unit in body:
-        in_stem = in_stem and unit.simple and unit.used
-        if not runs or (not in_stem and _starts_run(unit, runs[-1], one_each)):
-            runs.append([unit])
-        else:
+        in_stem = in_stem and unit.kernels <= 1
+        if runs and (in_stem or _continues(runs[-1], unit, one_block_each)):
             runs[-1].append(unit)
-    return [*runs, [head]]
+        else:
+            runs.append([unit])
+    return [*runs, head] if head else []
 
 
-def _with_trailing_norms(units: list[_Unit]) -> list[_Unit]:
-    """Fold norms and parameterless modules after the last layer into it, so that the head is a layer."""
-    if len(units) < 2 or units[-1].weights:
-        return units
-    *rest, layer, norm = units
-    head = _Unit(layer.name, layer.params | norm.params, layer.modules | norm.modules, layer.place, layer.shape)
-    return _with_trailing_norms([*rest, head])
-
-
-def _starts_run(unit: _Unit, run: list[_Unit], one_each: bool) -> bool:
-    if not unit.used or not run[-1].used:
+def _continues(run: list[_Unit], unit: _Unit, one_block_each: bool) -> bool:
+    """Whether a unit belongs to the run of units before it."""
+    if not unit.kernels:  # a norm belongs to what ran before it
         return True
-    if not unit.weights:  # a norm, or no parameters at all, belongs to what ran before it
+    after_stem = unit.kernels > 1 and all(before.kernels <= 1 for before in run)
+    if one_block_each or after_stem:
         return False
-    if run[0].simple and not unit.simple and all(before.simple for before in run):  # the first block ends the stem
-        return True
-    if one_each:
-        return True
-    here, there = _resolution(unit.shape), _resolution(next((u.shape for u in reversed(run) if u.shape), ()))
-    return here is None or here != there
+    resolution = _resolution(unit.shape)
+    return resolution is not None and resolution == _resolution(next((u.shape for u in reversed(run) if u.shape), ()))
 
 
 def _resolution(shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -238,35 +206,38 @@ def _resolution(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     return shape[1:3] if channels_last else shape[2:]
 
 
-def _named(runs: list[list[_Unit]], model: nn.Module) -> list[LayerGroup]:
-    """Name runs: stem, head, or the modules that they are made of."""
-    everything = dict(model.named_modules())
+def _named_as_in_model(units: list[_Unit], granularity: str) -> list[LayerGroup]:
+    """Each unit as a group (``"child"``), or each parameter with the modules of its unit (``"tensor"``)."""
+    if granularity == "child":
+        return [LayerGroup(unit.name, unit.params, unit.modules) for unit in units]
+    return [LayerGroup(name, {name: p}, unit.modules) for unit in units for name, p in unit.params.items()]
+
+
+def _named_groups(runs: list[list[_Unit]], model: nn.Module) -> list[LayerGroup]:
+    """Each run as a group, named stem, head, or after the modules that it is made of."""
     groups: dict[str, LayerGroup] = {}
     for number, run in enumerate(runs):
-        params = {name: p for unit in run for name, p in unit.params.items()}
-        modules = {name: module for unit in run for name, module in unit.modules.items()}
-        if number == len(runs) - 1:
+        if run is runs[-1]:
             name = "head"
-        elif number == 0 and all(unit.simple and unit.used for unit in run):
+        elif number == 0 and all(unit.kernels <= 1 for unit in run):
             name = "stem"
         else:
-            name = _run_name(run, params, everything)
+            name = _run_name(run, model)
             while name in groups or name == "head":  # a part that is called head or stem but is not
                 name += "_"
-        if params:
-            groups[name] = LayerGroup(name, params, modules)
+        unit = reduce(_Unit.followed_by, run)
+        groups[name] = LayerGroup(name, unit.params, unit.modules)
     return list(groups.values())
 
 
-def _run_name(run: list[_Unit], params: dict[str, nn.Parameter], modules: dict[str, nn.Module]) -> str:
+def _run_name(run: list[_Unit], model: nn.Module) -> str:
     """``layer1``, or ``inception3a..inception3b``: the largest modules that are wholly in this run, first and last."""
-    inside = {id(p) for p in params.values()}
-    holders = []
-    for unit in [unit for unit in run if unit.weights] or run:
+    in_run = {id(p) for unit in run for p in unit.params.values()}
+    names = []
+    for unit in [unit for unit in run if unit.kernels] or run:
         name = unit.name
-        while "." in name and {id(p) for p in modules[name.rpartition(".")[0]].parameters()} <= inside:
+        while "." in name and {id(p) for p in model.get_submodule(name.rpartition(".")[0]).parameters()} <= in_run:
             name = name.rpartition(".")[0]
-        if name not in holders:
-            holders.append(name)
-    name = holders[0] if len(holders) == 1 else f"{holders[0]}..{holders[-1]}"
-    return name if run[0].used else f"{name} (unused)"
+        if name not in names:
+            names.append(name)
+    return names[0] if len(names) == 1 else f"{names[0]}..{names[-1]}"

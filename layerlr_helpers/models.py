@@ -1,4 +1,4 @@
-"""The pretrained networks of the course."""
+"""Pretrained networks: ResNet-18 with three kinds of weights, and a new head for any model."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,25 +17,24 @@ CHECKPOINT_SHA256 = "919cb7fd089749749fb8633de919563c55709574fccf1556cd16307a6b2
 
 
 def load_resnet18(weights: str | None = "glyphs", *, num_classes: int | None = None) -> ResNet:
-    """torchvision's ResNet-18 with the weights asked for, in eval mode.
+    """torchvision's ResNet-18 in eval mode.
 
     Args:
-        weights: ``"glyphs"``: the checkpoint that comes with this package, 64 printed letters at 64 pixels.
+        weights: ``"glyphs"``: the checkpoint that comes with this package, trained on 64 printed letters at 64 pixels.
             ``"imagenet"``: torchvision's ``IMAGENET1K_V1``, downloaded once. None: random, from torch's generator.
-        num_classes: put a new head, random and with that many outputs, in place of the one that the weights came
-            with; None keeps the head.
+        num_classes: replace the head by a random one with that many outputs; None keeps the head of the weights.
 
     Raises:
         ValueError: unknown weights, fewer than one class, or weights on this machine that are damaged.
-        FileNotFoundError: the checkpoint is not there.
-        ConnectionError: ImageNet's weights are neither on this machine nor to be downloaded.
+        FileNotFoundError: the package's checkpoint is missing.
+        ConnectionError: ImageNet's weights are not on this machine and could not be downloaded.
     """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     if weights == "glyphs":
         state = read_checkpoint(checkpoint_path(), CHECKPOINT_SHA256)
         model = resnet18(num_classes=len(state["fc.weight"]))
-        model.load_state_dict(state)
+        model.load_state_dict(state)  # stored as fp16, it becomes float32 here
     elif weights == "imagenet":
         model = _imagenet()
     elif weights is None:
@@ -50,8 +49,11 @@ def load_resnet18(weights: str | None = "glyphs", *, num_classes: int | None = N
 def new_head(model: nn.Module, num_classes: int, example_input=None) -> nn.Module:
     """Put a new, random classifier of ``num_classes`` outputs in place of the model's last one; returns the model.
 
-    What is replaced is the last ``nn.Linear`` or ``nn.Conv2d`` of the last layer group, found by one forward pass: ``fc`` of a
+    It replaces the last ``nn.Linear`` or ``nn.Conv2d`` of the last layer group, found by one forward pass: ``fc`` of a
     ResNet, ``classifier.6`` of a VGG, ``heads.head`` of a ViT. The new one is on the same device and of the same dtype.
+
+    >>> new_head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), num_classes=5)[-1]
+    Linear(in_features=8, out_features=5, bias=True)
 
     Args:
         example_input: what to call the model with, as in ``layer_groups``; None guesses from the first layer.
@@ -62,12 +64,12 @@ def new_head(model: nn.Module, num_classes: int, example_input=None) -> nn.Modul
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     head = layer_groups(model, example_input)[-1]
-    found = [(f"{prefix}.{name}".strip("."), module) for prefix, part in head.modules.items()
-             for name, module in part.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    if not found:
+    classifiers = [(name, module) for prefix, part in head.modules.items()
+                   for name, module in part.named_modules(prefix=prefix) if isinstance(module, nn.Linear | nn.Conv2d)]
+    if not classifiers:
         raise ValueError(f"the last layer group {head.name!r} has neither an nn.Linear nor an nn.Conv2d to replace, only "
                          f"{', '.join(head.modules) or 'parameters'}; replace the model's classifier by hand")
-    name, old = found[-1]
+    name, old = classifiers[-1]
     like = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
     if isinstance(old, nn.Linear):
         new = nn.Linear(old.in_features, num_classes, **like)
@@ -83,17 +85,16 @@ def checkpoint_path() -> Path:
     Raises:
         FileNotFoundError: in neither place.
     """
-    here = Path(__file__).resolve().parent
-    places = [here / "data" / CHECKPOINT, here.parent / "data" / CHECKPOINT]
-    for place in places:
-        if place.is_file():
-            return place
-    raise FileNotFoundError(f"no {CHECKPOINT} in {places[0].parent} or {places[1].parent}; restore it with "
-                            f"git checkout data/{CHECKPOINT}, or install the package again")
+    installed, checkout = (folder / "data" for folder in Path(__file__).resolve().parents[:2])
+    for folder in (installed, checkout):
+        if (folder / CHECKPOINT).is_file():
+            return folder / CHECKPOINT
+    raise FileNotFoundError(f"no {CHECKPOINT} in {installed} or {checkout}; restore it with git checkout data/{CHECKPOINT}, "
+                            "or install the package again")
 
 
 def read_checkpoint(path: Path, sha256: str) -> dict[str, torch.Tensor]:
-    """Read weights that were stored as fp16, as float32, after checking the file's bytes.
+    """Read a state_dict as it was stored, after checking the file's bytes.
 
     Raises:
         ValueError: the file is not, byte for byte, the one with that SHA-256.
@@ -104,8 +105,7 @@ def read_checkpoint(path: Path, sha256: str) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is damaged or not the checkpoint of this version: {len(data):,} bytes with SHA-256 "
                          f"{digest[:12]}…, expected {sha256[:12]}…; restore it with git checkout, or install the package "
                          "again (if you pretrained anew on purpose, put its SHA-256 into models.py)")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _imagenet() -> ResNet:
@@ -129,23 +129,20 @@ def prepared_model(weights: str | None, num_classes: int | None, seed: int, *, k
                    load: Callable[[str | None], nn.Module] = load_resnet18) -> nn.Module:
     """A network whose random parts depend on ``seed`` alone; torch's own generator is left as it was.
 
-    With ``num_classes`` it has a new head, the same one for all ``weights``. ``keep`` and ``load`` are as in ``Strategy``
-    and ``Task``.
+    Args:
+        weights: passed to ``load``, which makes the network; ``load(None)`` makes one with random weights.
+        num_classes: give it a new head, the same one for all ``weights``; None keeps the head.
+        keep: keep the weights of the first ``keep`` layer groups and of the head; the groups between get random weights.
     """
     with seeded(seed):
         model = load(weights)
     if keep is not None:
         with seeded(seed):
-            _start_anew(model, load(None), keep)
+            random_model = load(None)
+            for group in layer_groups(model)[keep:-1]:
+                for name, module in group.modules.items():
+                    module.load_state_dict(random_model.get_submodule(name).state_dict())
     if num_classes is not None:
         with seeded(seed):  # again: random weights took more numbers than pretrained ones
             new_head(model, num_classes)
     return model
-
-
-@torch.no_grad()
-def _start_anew(model: nn.Module, random: nn.Module, keep: int) -> None:
-    """Give the layer groups after the first ``keep``, all but the head, the weights and statistics of another model."""
-    for group in layer_groups(model)[keep:-1]:
-        for name, module in group.modules.items():
-            module.load_state_dict(random.get_submodule(name).state_dict())

@@ -1,8 +1,6 @@
 """The learning-rate range test: which rates a network can stand, for all layers or for one."""
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 
-from layerlr_helpers.guards import preserved, random_state, set_random_state
+from layerlr_helpers.guards import training_undone
 from layerlr_helpers.naming import matching
 from layerlr_helpers.param_groups import named
 from layerlr_helpers.schedules import peak_rate
@@ -50,7 +48,7 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
     factors = low * (high / low) ** (np.arange(steps) / (steps - 1))
     losses: list[float] = []
     smooth: list[float] = []
-    with _undone(model, optimizer, train_loader):
+    with training_undone(model, optimizer, train_loader):
         peaks = [peak_rate(group) for group in optimizer.param_groups]
         model.train()
         batches = _endless(train_loader)
@@ -79,26 +77,6 @@ def _steepest_fall(frame: pd.DataFrame, window: int = 9) -> float:
     slopes = [np.polyfit(logs[i:i + window], losses[i:i + window], 1)[0] for i in starts]
     best = int(np.argmin(slopes))
     return float(falling.factor.iloc[best + window // 2]) if slopes[best] < 0 else float("nan")
-
-
-@contextmanager
-def _undone(model: nn.Module, optimizer: Optimizer, loader: Iterable) -> Iterator[None]:
-    """Let training happen inside; afterwards model, optimizer, gradients and random numbers are what they were."""
-    weights = [(p, p.detach().clone(), p.grad) for p in model.parameters()]
-    optimizer_state = copy.deepcopy(optimizer.state_dict())
-    generators = random_state(loader)
-    try:
-        with preserved(model):
-            for p, _, _ in weights:
-                p.grad = None  # the old gradient is put aside, not added to
-            yield
-    finally:
-        with torch.no_grad():
-            for p, before, grad in weights:
-                p.copy_(before)
-                p.grad = grad
-        optimizer.load_state_dict(optimizer_state)
-        set_random_state(generators, loader)
 
 
 def _smoothed(losses: Sequence[float], beta: float = 0.9) -> float:

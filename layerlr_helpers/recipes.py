@@ -6,13 +6,14 @@ from functools import partial
 import torch
 from torch.optim import Optimizer
 
+from layerlr_helpers.diagnostics import relative_gradient_norm
 from layerlr_helpers.layers import LayerGroup
 from layerlr_helpers.param_groups import Rates, layer_decay
 from layerlr_helpers.unfreezing import UnfreezePlan
 
 fused_adamw = partial(torch.optim.AdamW, fused=True)  # on a CPU its step takes a third of the default's time
 
-Plan = Callable[[Sequence[LayerGroup], int], UnfreezePlan]
+Plan = Callable[[Sequence[LayerGroup], int], UnfreezePlan]  # from the groups and the number of steps of the run
 
 
 def head_only(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
@@ -21,10 +22,7 @@ def head_only(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
 
 
 def gradual(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
-    """One group more at a time, from the head down (Howard and Ruder, 2018); everything for the last three parts of the run.
-
-    With the six groups of a ResNet-18 a part is an eighth of the run.
-    """
+    """One group more at a time, from the head down (Howard and Ruder, 2018); all train in the last 3 of n + 2 equal parts."""
     return UnfreezePlan.top_down(groups, every=steps // (len(groups) + 2))
 
 
@@ -39,17 +37,17 @@ def only(*names: str) -> Plan:
 
 
 def all_but_first(number: int) -> Plan:
-    """The first groups never train (as many as ``number``), the others always do."""
+    """The first ``number`` groups never train, the others always do."""
     return lambda groups, steps: UnfreezePlan({group.name: 0 for group in groups[number:]})
 
 
 def reversed_decay(stem_lr: float, decay: float) -> Rates:
     """``layer_decay`` upside down: the stem has the highest rate."""
-    def of(groups):
+    def rates_of(groups: Sequence[LayerGroup]) -> dict[str, float]:
         rates = layer_decay(stem_lr, decay)(groups)
         return dict(zip(rates, reversed(rates.values()), strict=True))
 
-    return of
+    return rates_of
 
 
 def l2_sp(strength: float) -> Callable[[list[dict]], Optimizer]:
@@ -60,14 +58,14 @@ def l2_sp(strength: float) -> Callable[[list[dict]], Optimizer]:
     """
     def make(groups: list[dict]) -> Optimizer:
         optimizer = fused_adamw(groups)
-        starts = [[p.detach().clone() for p in group["params"]] for group in optimizer.param_groups[:-1]]
+        starts = {p: p.detach().clone() for group in optimizer.param_groups[:-1] for p in group["params"]}
 
         @torch.no_grad()
         def pull(optimizer, *_):
-            for group, start in zip(optimizer.param_groups, starts, strict=False):
-                for p, s in zip(group["params"], start, strict=True):
+            for group in optimizer.param_groups[:-1]:
+                for p in group["params"]:
                     if p.grad is not None:
-                        p.lerp_(s, min(1.0, group["lr"] * strength))
+                        p.lerp_(starts[p], min(1.0, group["lr"] * strength))
 
         optimizer.register_step_post_hook(pull)
         return optimizer
@@ -78,28 +76,22 @@ def l2_sp(strength: float) -> Callable[[list[dict]], Optimizer]:
 def auto_rgn(groups: list[dict]) -> Optimizer:
     """AdamW with each group's rate times its relative gradient norm, over the largest of them (Auto-RGN, Lee et al., 2023).
 
-    The paper measures the norms once an epoch, a tensor at a time; here it is every step's own batch, a layer group at a time.
+    The paper measures the norms once an epoch, a tensor at a time; here they are those of every batch and layer group.
     """
     optimizer = fused_adamw(groups)
-    planned: list[float] = []
+    planned_rates: list[float] = []
 
-    def before(optimizer, *_):
-        norms = [_relative_gradient(group["params"]) for group in optimizer.param_groups]
-        planned[:] = [group["lr"] for group in optimizer.param_groups]
+    def scale_rates(optimizer, *_):
+        planned_rates[:] = [group["lr"] for group in optimizer.param_groups]
+        norms = [relative_gradient_norm(group["params"]) for group in optimizer.param_groups]
+        norms = [norm if norm > 0 else 0.0 for norm in norms]  # not a number without a gradient or if all weights are 0
         for group, norm in zip(optimizer.param_groups, norms, strict=True):
             group["lr"] = group["lr"] * norm / (max(norms) or 1.0)
 
-    def after(optimizer, *_):  # a schedule goes on from the rate that it gave
-        for group, lr in zip(optimizer.param_groups, planned, strict=True):
+    def restore_rates(optimizer, *_):  # a schedule goes on from the rate that it gave
+        for group, lr in zip(optimizer.param_groups, planned_rates, strict=True):
             group["lr"] = lr
 
-    optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(after)
+    optimizer.register_step_pre_hook(scale_rates)
+    optimizer.register_step_post_hook(restore_rates)
     return optimizer
-
-
-def _relative_gradient(params) -> float:
-    gradients = [p.grad for p in params if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm
-    weights = norm([p.detach() for p in params])
-    return float(norm(gradients) / weights) if gradients and weights else 0.0

@@ -1,4 +1,4 @@
-"""What a fine-tuned classifier does, on one page: right and wrong, class by class, and how far each layer moved.
+"""What a fine-tuned classifier does, on one page: its accuracy, its mistakes class by class, how far each layer moved.
 
 Every function but :func:`predictions` takes plain data: labels, predicted labels, confidences. The figures are drawn
 without pyplot, so they need no display and are not kept open.
@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 import torchvision
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot, which would keep the figures and may open a window
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,6 +23,7 @@ from layerlr_helpers.guards import preserved
 from layerlr_helpers.images import ImageSet
 from layerlr_helpers.intervals import accuracy_interval
 from layerlr_helpers.layers import LayerGroup
+from layerlr_helpers.training import logits_of
 
 FILES = ("report.md", "confusion.png", "mistakes.png")  # what write_report writes
 MOST_NAMED = 60  # classes whose names and counts are written into the confusion matrix's figure
@@ -44,8 +46,7 @@ def predictions(model: nn.Module, data: Dataset, *, batch_size: int = 256,
     with preserved(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
         model.eval()
         for inputs, truth in DataLoader(data, batch_size, generator=torch.Generator()):  # not torch's global generator
-            output = model(inputs.to(device))
-            probabilities.append(getattr(output, "logits", output).float().softmax(1).cpu())
+            probabilities.append(logits_of(model(inputs.to(device))).float().softmax(1).cpu())
             labels.append(truth)
     confidence, predicted = torch.cat(probabilities).max(1)
     return torch.cat(labels), predicted, confidence
@@ -62,32 +63,33 @@ def confusion_matrix(labels, predicted, class_names: Sequence[str]) -> pd.DataFr
     for what, values in (("labels", labels), ("predicted", predicted)):
         if len(values) and not (values.min() >= 0 and values.max() < n):
             raise ValueError(f"{what} go from {values.min()} to {values.max()}, but {n} class names stand for 0 to {n - 1}")
-    counts = np.zeros((n, n), dtype=int)
-    np.add.at(counts, (labels, predicted), 1)
+    counts = np.bincount(n * labels + predicted, minlength=n * n).reshape(n, n)
     return pd.DataFrame(counts, pd.Index(names, name="true"), pd.Index(names, name="predicted"))
 
 
 def class_report(matrix: pd.DataFrame) -> pd.DataFrame:
     """One row a class of a :func:`confusion_matrix`: how often it was recognised, and what it was taken for.
 
-    Columns: ``class, images, recognised`` (the part of its images that were found, or recall), ``low`` and ``high``
-    (:func:`accuracy_interval`), ``precision`` (the part of what was given its name that is it), ``taken for`` (the commonest
-    wrong answer, with its number). What no image decides is not a number.
+    Columns: ``class, images, recall`` (the part of its images that were recognised), ``low`` and ``high``
+    (:func:`accuracy_interval` of the recall), ``precision`` (the part of the answers with its name that were right), ``taken
+    for`` (the commonest wrong answer, with its number). What no image decides is not a number.
+
+    >>> matrix = confusion_matrix([0, 0, 1, 1], [0, 1, 1, 1], ["cat", "dog"])
+    >>> class_report(matrix)[["class", "recall", "taken for"]].values.tolist()
+    [['cat', 0.5, 'dog (1)'], ['dog', 1.0, '']]
     """
-    rows = []
-    for i, name in enumerate(matrix.index):
-        answers, named_so = matrix.iloc[i].to_numpy(), int(matrix.iloc[:, i].sum())
-        images, right = int(answers.sum()), int(answers[i])
-        wrong = np.where(np.arange(len(answers)) == i, 0, answers)
-        low, high = accuracy_interval(right, images) if images else (np.nan, np.nan)
-        rows.append({"class": name, "images": images, "recognised": right / images if images else np.nan,
-                     "low": low, "high": high, "precision": right / named_so if named_so else np.nan,
-                     "taken for": f"{matrix.columns[wrong.argmax()]} ({wrong.max()})" if wrong.any() else ""})
-    return pd.DataFrame(rows)
+    counts = matrix.to_numpy()
+    images, right, answers = (pd.Series(values) for values in (counts.sum(1), counts.diagonal(), counts.sum(0)))
+    wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    intervals = np.array([accuracy_interval(k, n) if n else (np.nan, np.nan) for k, n in zip(right, images, strict=True)])
+    return pd.DataFrame({
+        "class": matrix.index, "images": images, "recall": right / images, "low": intervals[:, 0], "high": intervals[:, 1],
+        "precision": right / answers,
+        "taken for": [f"{matrix.columns[row.argmax()]} ({row.max()})" if row.any() else "" for row in wrong]})
 
 
 def mistakes(labels, predicted, confidence, n: int = 12) -> np.ndarray:
-    """The places of at most ``n`` wrong predictions, the most confident first.
+    """The indices of at most ``n`` wrong predictions, the most confident first.
 
     Raises:
         ValueError: not one prediction and one confidence for each label.
@@ -108,8 +110,8 @@ def layer_report(groups: Sequence[LayerGroup], before: Mapping[str, Tensor], rat
             not in it never trains, and its rate is given as 0.
     """
     frame = layer_statistics(groups, before)[["group", "parameters", "moved"]].rename(columns={"group": "layer"})
-    trains = [first_steps is None or name in first_steps for name in frame["layer"]]
-    frame.insert(1, "rate", [rates[name] if on else 0.0 for name, on in zip(frame["layer"], trains, strict=True)])
+    trained = frame["layer"].isin(list(rates if first_steps is None else first_steps))
+    frame.insert(1, "rate", frame["layer"].map(rates).where(trained, 0.0))
     if first_steps is not None:
         frame.insert(2, "from step", [str(first_steps.get(name, "never")) for name in frame["layer"]])
     return frame
@@ -121,16 +123,15 @@ def plot_confusion(matrix: pd.DataFrame, axes: Axes | None = None) -> Axes:
     New Axes grow with the number of classes, to 25 inches, so that every count can be read; cells without an image stay
     empty. Above 60 classes there are the colours alone, and the classes' numbers in place of their names.
     """
-    from matplotlib import colormaps
-
-    counts, (rows, columns) = matrix.to_numpy(), (_short(matrix.index), _short(matrix.columns))
+    counts, names = matrix.to_numpy(), _short(matrix.index)
     named = len(counts) <= MOST_NAMED
-    longest = max(map(len, rows)) if named else len(str(len(counts)))
+    longest = max(map(len, names)) if named else len(str(len(counts)))
     # Inches: small cells hold a number of three digits, few cells the colours' title.
     side = min(max(0.42 * len(counts), 2.5), 20.5) if named else 12
-    axes = axes if axes is not None else _figure(side + 2 + 0.1 * longest, side + 0.7 + 0.1 * longest).add_subplot()
-    shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)
-    picture = axes.imshow(shares, cmap=colormaps["Blues"], vmin=0, vmax=100)
+    if axes is None:
+        axes = Figure((side + 2 + 0.1 * longest, side + 0.7 + 0.1 * longest), layout="constrained").add_subplot()
+    shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)  # no division by 0 for a class without images
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     by = "" if named else ", by number"
     axes.set(xlabel="predicted class" + by, ylabel="true class" + by)
     if named:
@@ -138,9 +139,8 @@ def plot_confusion(matrix: pd.DataFrame, axes: Axes | None = None) -> Axes:
             count = counts[row, column]
             axes.text(column, row, str(count), ha="center", va="center", fontsize=9 if count < 1000 else 7,
                       color="white" if shares[row, column] > 55 else "black", fontweight="bold" if row == column else None)
-        places = range(len(counts))
-        axes.set_yticks(places, rows)
-        axes.set_xticks(places, columns, rotation=90 if longest > 2 else 0)
+        axes.set_yticks(range(len(counts)), names)
+        axes.set_xticks(range(len(counts)), names, rotation=90 if longest > 2 else 0)
     axes.figure.colorbar(picture, ax=axes, label="part of the true class (%)")
     return axes
 
@@ -153,7 +153,7 @@ def plot_mistakes(data: ImageSet, labels, predicted, confidence, *, n: int = 12,
     chosen = mistakes(labels, predicted, confidence, n)
     columns = max(min(columns, len(chosen)), 1)
     rows = max(-(-len(chosen) // columns), 1)
-    grid = _figure(max(1.7 * columns, 3), 2.25 * rows).subplots(rows, columns, squeeze=False)
+    grid = Figure((max(1.7 * columns, 3), 2.25 * rows), layout="constrained").subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for axes, i in zip(grid.flat, chosen, strict=False):
@@ -166,7 +166,7 @@ def plot_mistakes(data: ImageSet, labels, predicted, confidence, *, n: int = 12,
 
 
 def write_report(folder: str | Path, data: ImageSet, labels, predicted, confidence, *, layers: pd.DataFrame,
-                 settings: Mapping[str, object], title: str = "Fine-tuning report", notes: str = "") -> Path:
+                 settings: Mapping[str, object], notes: str = "") -> Path:
     """Write ``report.md`` with ``confusion.png`` and ``mistakes.png`` beside it into ``folder``; returns the report's path.
 
     Args:
@@ -186,36 +186,35 @@ def write_report(folder: str | Path, data: ImageSet, labels, predicted, confiden
         raise FileNotFoundError(f"no folder {folder} to write the report into; make it first")
     _same_length(data.labels, labels, predicted, confidence)
     matrix = confusion_matrix(labels, predicted, data.class_names)
-    report = "\n\n".join(["# " + title, *_sections(matrix, layers, {**settings, **versions()}), *filter(None, [notes])])
+    page = _page(matrix, layers, {**settings, "python": platform.python_version(), "torch": torch.__version__,
+                                  "torchvision": torchvision.__version__}, notes)
     for name, axes in (("confusion.png", plot_confusion(matrix)),
                        ("mistakes.png", plot_mistakes(data, labels, predicted, confidence).flat[0])):
         write_whole(folder / name, lambda path, axes=axes: axes.figure.savefig(path, format="png", dpi=120))
-    write_whole(folder / "report.md", lambda path: path.write_text(report + "\n", encoding="utf-8"))
+    write_whole(folder / "report.md", lambda path: path.write_text(page + "\n", encoding="utf-8"))
     return folder / "report.md"
 
 
-def versions() -> dict[str, str]:
-    """What a run's numbers depend on beside its settings."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-
-
-def _sections(matrix: pd.DataFrame, layers: pd.DataFrame, settings: Mapping[str, object]) -> list[str]:
-    counts = matrix.to_numpy()
-    total, right = int(counts.sum()), int(counts.trace())
+def _page(matrix: pd.DataFrame, layers: pd.DataFrame, settings: Mapping[str, object], notes: str) -> str:
+    images_of_class = matrix.sum(axis=1)
+    total, right = int(images_of_class.sum()), int(np.trace(matrix))
     low, high = accuracy_interval(right, total)
     classes = class_report(matrix)
-    classes["95 % interval"] = [f"{_percent(a)} to {_percent(b)}" for a, b in zip(classes["low"], classes["high"], strict=True)]
-    classes[["recognised", "precision"]] = classes[["recognised", "precision"]].map(_percent)
+    classes["95 % interval"] = classes["low"].map(_percent) + " to " + classes["high"].map(_percent)
+    classes[["recall", "precision"]] = classes[["recall", "precision"]].map(_percent)
     layers = layers.assign(rate=layers["rate"].map("{:.3g}".format), parameters=layers["parameters"].map("{:,}".format),
                            moved=layers["moved"].map(_percent))
-    return [
+    sections = [
+        "# Fine-tuning report",
         f"**Accuracy on the test images: {_percent(right / total)}** ({right:,} of {total:,} right; 95 % interval "
         f"{_percent(low)} to {_percent(high)}). Always naming the commonest class would give "
-        f"{_percent(counts.sum(1).max() / total)}.",
+        f"{_percent(images_of_class.max() / total)}.",
         "The interval is Wilson's (1927). It tells what this number of test images leaves open, not what other training "
         "images or another seed would change.",
         "## Class by class",
-        _markdown(classes[["class", "images", "recognised", "95 % interval", "precision", "taken for"]]),
+        "*recall* is the part of a class's images that were recognised, *precision* the part of the answers with its name that "
+        "were right.",
+        _markdown(classes[["class", "images", "recall", "95 % interval", "precision", "taken for"]]),
         "![Confusion matrix: true classes in rows, predicted ones in columns, "
         f"{'with the number of test images' if len(matrix) <= MOST_NAMED else 'both by number'}](confusion.png)",
         "## The most confident mistakes",
@@ -225,17 +224,15 @@ def _sections(matrix: pd.DataFrame, layers: pd.DataFrame, settings: Mapping[str,
         "norm at the start.",
         _markdown(layers),
         "## Settings",
-        "\n".join(["| setting | value |", "|---|---|", *(f"| {_cell(k)} | {_cell(v)} |" for k, v in settings.items())]),
-    ]
+        _markdown(pd.DataFrame(settings.items(), columns=["setting", "value"], dtype=object)),
+        notes]
+    return "\n\n".join(filter(None, sections))
 
 
 def _markdown(frame: pd.DataFrame) -> str:
     lines = [list(frame.columns), ["---"] * frame.shape[1], *frame.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    cells = [[str(value).replace("|", "\\|").replace("\n", " ") for value in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _percent(share: float) -> str:
@@ -246,12 +243,6 @@ def _short(names: Sequence[str], most: int = 24) -> list[str]:
     """Names for a figure: shortened, and with $ as a plain character, which matplotlib would take for a formula's."""
     cut = [name if len(name) <= most else name[:most - 1] + "…" for name in map(str, names)]
     return [name.replace("$", r"\$") for name in cut]
-
-
-def _figure(width: float, height: float):
-    from matplotlib.figure import Figure  # not pyplot, which would keep the figure and may open a window
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _same_length(*values) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """Learning-rate schedules for several groups. Each multiplies, so the ratios between the groups stay as they were.
 
 Every function returns one of torch's own schedulers, to be stepped after each optimizer step. The peak of each
-group is the rate that the group was made with, also when another schedule has moved it since.
+group is the rate that the group was made with, even if another schedule has moved it since.
 """
 
 import copy
@@ -29,10 +29,10 @@ class SlantedTriangle:
     restarts: tuple[int, ...] = ()
 
     def __call__(self, step: int) -> float:
-        start = max((first for first in self.restarts if first <= step), default=0)
-        end = min((first for first in self.restarts if first > step), default=self.total_steps)
+        start = max((restart for restart in self.restarts if restart <= step), default=0)
+        end = min((restart for restart in self.restarts if restart > step), default=self.total_steps)
         length = end - start
-        step, cut = min(step - start, length), _rising(length, self.cut_frac)
+        step, cut = min(step - start, length), _rising_steps(length, self.cut_frac)
         part = step / cut if step < cut else 1 - (step - cut) / (length - cut)
         return (1 + part * (self.ratio - 1)) / self.ratio
 
@@ -53,67 +53,60 @@ class WarmupCosine:
 
 
 def slanted_triangular(optimizer: Optimizer, total_steps: int, *, cut_frac: float = 0.1, ratio: float = 32,
-                       restarts: Sequence[int] = (), last_epoch: int = -1) -> LambdaLR:
+                       restarts: Sequence[int] = ()) -> LambdaLR:
     """A short linear rise to each group's rate over the first ``cut_frac`` of the steps, then a long linear fall.
 
     It starts and ends at 1/``ratio`` of the peak. With ``restarts`` a new triangle begins at each of these steps,
     which with gradual unfreezing are the steps at which a group unfreezes. From ULMFiT (Howard and Ruder, 2018).
-
-    Raises:
-        ValueError: no steps, ``cut_frac`` outside (0, 1), ``ratio`` below 1, a restart outside the run,
-            or a triangle too short to have a step that rises.
+    A ``cut_frac`` outside (0, 1), a ``ratio`` below 1, a restart outside the run and a triangle too short to have a step
+    that rises are a ValueError.
     """
     _check_steps(total_steps)
     if not 0 < cut_frac < 1:
         raise ValueError(f"cut_frac must be between 0 and 1, not {cut_frac}; it is the part of the steps that rise")
     if ratio < 1:
         raise ValueError(f"ratio must be at least 1, not {ratio}; it is the peak divided by the lowest rate")
-    if outside := [first for first in restarts if not 0 < first < total_steps]:
+    if outside := [restart for restart in restarts if not 0 < restart < total_steps]:
         raise ValueError(f"restarts must be between step 0 and step {total_steps}, not at {outside}")
-    edges = [0, *sorted(restarts), total_steps]
-    shortest = min(end - start for start, end in pairwise(edges))
-    if _rising(shortest, cut_frac) < 1:
+    shortest = min(end - start for start, end in pairwise([0, *sorted(restarts), total_steps]))
+    if _rising_steps(shortest, cut_frac) < 1:
         raise ValueError(f"a triangle of {shortest} steps has no step to rise in with cut_frac={cut_frac}; it needs "
                          f"at least {max(math.ceil(1 / cut_frac - 1e-9), 2)} steps")
-    _back_to_peak(optimizer, last_epoch)
-    return LambdaLR(optimizer, SlantedTriangle(total_steps, cut_frac, ratio, tuple(sorted(restarts))), last_epoch)
+    return _scheduler(optimizer, SlantedTriangle(total_steps, cut_frac, ratio, tuple(sorted(restarts))))
 
 
-def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int, final_factor: float = 0.0,
-                  last_epoch: int = -1) -> LambdaLR:
+def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int, final_factor: float = 0.0) -> LambdaLR:
     """A linear rise to each group's rate over ``warmup_steps``, then half a cosine down to ``final_factor`` of it.
 
     The cosine is that of SGDR (Loshchilov and Hutter, 2017). The floor is a part of each group's own rate, where
-    torch's ``CosineAnnealingLR(eta_min=…)`` drives all groups to one number and so loses their ratios.
-
-    Raises:
-        ValueError: no steps, a warm-up that leaves no step for the cosine, ``final_factor`` outside [0, 1].
+    torch's ``CosineAnnealingLR(eta_min=…)`` drives all groups to one number and so loses their ratios. A warm-up that
+    leaves no step for the cosine and a ``final_factor`` outside [0, 1] are a ValueError.
     """
     _check_steps(total_steps)
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"warmup_steps must be at least 0 and below total_steps={total_steps}, not {warmup_steps}")
     if not 0 <= final_factor <= 1:
         raise ValueError(f"final_factor must be between 0 and 1, not {final_factor}; it is a part of the group's rate")
-    _back_to_peak(optimizer, last_epoch)
-    return LambdaLR(optimizer, WarmupCosine(total_steps, warmup_steps, final_factor), last_epoch)
+    return _scheduler(optimizer, WarmupCosine(total_steps, warmup_steps, final_factor))
 
 
 def one_cycle(optimizer: Optimizer, total_steps: int, **torch_kwargs) -> OneCycleLR:
     """torch's ``OneCycleLR`` with each group's own rate as its peak; a scalar ``max_lr`` would wipe the ratios out.
 
-    From Smith and Topin (2019). ``torch_kwargs`` are OneCycleLR's, but for ``max_lr``. Momentum is cycled, as in
-    torch, only where the optimizer has one: torch would switch it on in an SGD that was made without.
-
-    Raises:
-        ValueError: no steps, or a ``max_lr`` among the arguments.
+    From Smith and Topin (2019). ``torch_kwargs`` are those of ``OneCycleLR``, except ``max_lr``. Momentum is cycled, as in
+    torch, but only if the optimizer has one: torch would switch it on in an SGD that was made without.
     """
     _check_steps(total_steps)
     if "max_lr" in torch_kwargs:
         raise ValueError("one_cycle takes each group's peak from the group's lr; set the rates there, not with max_lr")
     has_momentum = all(group.get("momentum") or "betas" in group for group in optimizer.param_groups)
-    torch_kwargs = {"cycle_momentum": has_momentum} | torch_kwargs
     return OneCycleLR(optimizer, max_lr=[peak_rate(group) for group in optimizer.param_groups], total_steps=total_steps,
-                      **torch_kwargs)
+                      **{"cycle_momentum": has_momentum, **torch_kwargs})
+
+
+def peak_rate(group: dict) -> float:
+    """The rate that a group was made with: its ``lr``, or what a schedule that already moves it remembers."""
+    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
 
 
 def preview(groups: Optimizer | Sequence[dict], schedule: Callable[[Optimizer], LRScheduler] | None, total_steps: int, *,
@@ -128,20 +121,20 @@ def preview(groups: Optimizer | Sequence[dict], schedule: Callable[[Optimizer], 
             layers train also in frozen groups. Without a plan, a group that is frozen now stays so.
 
     Raises:
-        ValueError: no steps, a plan that names a group that is not there, or a schedule that follows the loss.
+        ValueError: no steps, a plan that names a group that does not exist, or a schedule that follows the loss.
     """
     _check_steps(total_steps)
-    real = named(groups)
-    unfrozen = _unfrozen(real, plan)
-    optimizer = _Rehearsal(real.values(), getattr(groups, "defaults", {}))
+    group_of_name = named(groups)
+    trains_at = _training_groups(group_of_name, plan)
+    optimizer = _Rehearsal(group_of_name.values(), getattr(groups, "defaults", {}))
     scheduler = schedule(optimizer) if schedule is not None else None
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ValueError("ReduceLROnPlateau follows the loss, so its rates cannot be known before training")
     rows = []
     for step in range(total_steps):
-        active = unfrozen(step)
-        rows.append({name: float(group["lr"]) if name in active else 0.0
-                     for name, group in zip(real, optimizer.param_groups, strict=True)})
+        training = trains_at(step)
+        rows.append({name: float(group["lr"]) if name in training else 0.0
+                     for name, group in zip(group_of_name, optimizer.param_groups, strict=True)})
         if scheduler is not None and step + 1 < total_steps:
             optimizer.step()
             scheduler.step()
@@ -149,7 +142,7 @@ def preview(groups: Optimizer | Sequence[dict], schedule: Callable[[Optimizer], 
 
 
 class _Rehearsal(Optimizer):
-    """Stands in for an optimizer: the same groups and options, parameters of its own, steps that do nothing."""
+    """Stands in for an optimizer: the same groups and options, but other parameters, and steps that do nothing."""
 
     def __init__(self, groups: Iterable[dict], defaults: dict):
         options = [{key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
@@ -158,36 +151,32 @@ class _Rehearsal(Optimizer):
                          {"lr": 0.0, **{key: value for option in options for key, value in option.items()}, **defaults})
 
     def step(self, closure=None):
-        """Do nothing: a schedule only wants to see that a step was made."""
+        """Do nothing: a schedule only checks that a step was made."""
 
 
-def _unfrozen(real: dict[str, dict], plan) -> Callable[[int], set[str]]:
-    """A function of the step: which of the groups train."""
+def _training_groups(group_of_name: dict[str, dict], plan) -> Callable[[int], set[str]]:
+    """A function from the step to the names of the groups that train at it."""
     if plan is None:
-        return lambda step: {name for name, group in real.items() if trainable(group)}
+        return lambda step: {name for name, group in group_of_name.items() if trainable(group)}
     if isinstance(plan, ProgressiveUnfreezing):
-        return lambda step: {name for name, group in real.items()
+        return lambda step: {name for name, group in group_of_name.items()
                              if plan.training_at(step) & {id(p) for p in group["params"]}}
-    layers = {name: group.get("layer", name) for name, group in real.items()}
-    plan = plan.of(list(dict.fromkeys(layers.values())))
+    layers = {name: group.get("layer", name) for name, group in group_of_name.items()}
+    plan = plan.resolved(list(dict.fromkeys(layers.values())))
     return lambda step: {name for name, layer in layers.items() if layer in plan.trainable_at(step)}
 
 
-def _rising(length: int, cut_frac: float) -> int:
+def _rising_steps(length: int, cut_frac: float) -> int:
     """How many of a triangle's steps rise; the last is left to fall. 0.29 of 100 is 29, though the product is 28.999…"""
     return min(int(length * cut_frac + 1e-9), length - 1)
 
 
-def _back_to_peak(optimizer: Optimizer, last_epoch: int) -> None:
-    """A one-cycle schedule leaves its own low start as ``initial_lr``, which LambdaLR would take for the group's rate."""
+def _scheduler(optimizer: Optimizer, factor: Callable[[int], float]) -> LambdaLR:
+    """A scheduler that multiplies each group's peak rate by ``factor(step)``."""
     for group in optimizer.param_groups:
-        if last_epoch == -1 and "max_lr" in group:
+        if "max_lr" in group:  # a one-cycle schedule left its low start as initial_lr, which LambdaLR would take for the peak
             group["initial_lr"] = group.pop("max_lr")
-
-
-def peak_rate(group: dict) -> float:
-    """The rate that a group was made with: its ``lr``, or what a schedule that already moves it remembers."""
-    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
+    return LambdaLR(optimizer, factor)
 
 
 def _check_steps(total_steps: int) -> None:

@@ -1,12 +1,14 @@
-"""One forward pass, watched: in which order the modules run, at which resolution, and which parameters are used.
+"""One forward pass, watched: in which order the modules run, what shapes they return, and which parameters are used.
 
-The order of attributes in a class says nothing of the order of execution, so we look. The model comes back as it
-was: modes, buffers, ``requires_grad``, gradients, hooks and random numbers.
+The order of the attributes in a class says nothing about the order of execution, so we look. Afterwards modes, buffers,
+``requires_grad``, gradients, hooks and random numbers are what they were before.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -21,29 +23,30 @@ GUESSED_SIZES = (224, 64, 32, 299)  # squares of pixels to try, the commonest fi
 class Trace:
     """What a forward pass showed. Modules are known by their name in ``model.named_modules()``, parameters by id."""
 
-    order: dict[str, int] = field(default_factory=dict)  # moment of each module's first call
-    uses: dict[int, int] = field(default_factory=dict)  # moment at which each parameter first entered a computation
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # shape of a module's first tensor output
+    first_calls: dict[str, int] = field(default_factory=dict)  # the moment of each module's first call
+    first_uses: dict[int, int] = field(default_factory=dict)  # the moment at which each parameter first entered a computation
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the shape of each module's first output tensor
     used: set[int] = field(default_factory=set)  # the parameters that the output depends on
 
-    def moment(self) -> int:
-        """The next tick of the clock that orders calls and uses."""
-        return len(self.order) + len(self.uses)
+    def next_moment(self) -> int:
+        """Moments count calls and uses, so that the two can be ordered together."""
+        return len(self.first_calls) + len(self.first_uses)
 
 
 class _WatchParameters(TorchFunctionMode):
-    """Notes when each parameter first enters a computation: some belong to no module that is called."""
+    """Notes when each parameter first enters a computation, since some belong to no module that is called."""
 
-    def __init__(self, model: nn.Module, found: Trace):
+    def __init__(self, model: nn.Module, trace: Trace):
         super().__init__()
-        self.watched, self.found = {id(p) for p in model.parameters()}, found
+        self.watched, self.trace = {id(p) for p in model.parameters()}, trace
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        new = [id(t) for t in tensors_in((args, kwargs)) if id(t) in self.watched and id(t) not in self.found.uses]
+        uses = self.trace.first_uses
+        new = [id(t) for t in tensors_in((args, kwargs)) if id(t) in self.watched and id(t) not in uses]
         if new and any(t.requires_grad for t in tensors_in(result)):  # reading a shape or a device is no use
             for key in new:
-                self.found.uses.setdefault(key, self.found.moment())
+                uses.setdefault(key, self.trace.next_moment())
         return result
 
 
@@ -58,73 +61,61 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def trace(model: nn.Module, example_input=None) -> Trace:
+def trace_forward(model: nn.Module, example_input=None) -> Trace:
     """Run ``model`` once in eval mode and record a :class:`Trace`.
 
     ``example_input`` is a tensor, a tuple of arguments or a dictionary of keyword arguments; None guesses one from
-    the first layer.
-
-    Raises:
-        ValueError: no input was given and none of the guesses ran (says what was tried).
+    the first layer, and a ValueError says what was tried if none of the guesses ran.
     """
     if example_input is not None:
-        return _run(model, example_input)
+        return _traced_call(model, example_input)
     failures = []
     for guess in _guesses(model):
         try:
-            return _run(model, guess)
+            return _traced_call(model, guess)
         except Exception as error:  # a wrong guess may fail in any way
             failures.append(f"a {str(guess.dtype).removeprefix('torch.')} tensor of shape {list(guess.shape)} "
                             f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]})")
-    tried = "tried " + "; ".join(failures) if failures else "none of its layers tells what it takes"
+    tried = "tried " + "; ".join(failures) if failures else "it has no layer whose input shape we know"
     raise ValueError(f"cannot guess an input for {type(model).__name__}: {tried}. Pass example_input=, a tensor, a tuple "
                      "of arguments or a dictionary of keyword arguments that the model can be called with.")
 
 
-def _run(model: nn.Module, example_input) -> Trace:
-    found = Trace()
+def _traced_call(model: nn.Module, example_input) -> Trace:
+    trace = Trace()
 
-    def on_start(name):
-        def hook(module, args):
-            found.order.setdefault(name, found.moment())
-        return hook
+    def note_call(name, module, args):
+        trace.first_calls.setdefault(name, trace.next_moment())
 
-    def on_end(name):
-        def hook(module, args, output):
-            tensor = next(tensors_in(output), None)
-            if tensor is not None:
-                found.shapes.setdefault(name, tuple(tensor.shape))
-        return hook
+    def note_shape(name, module, args, output):
+        for tensor in tensors_in(output):
+            trace.shapes.setdefault(name, tuple(tensor.shape))
 
-    with _as_it_was(model), _not_compiled(model):
-        handles = []
-        try:
-            for name, module in model.named_modules():
-                handles.append(module.register_forward_pre_hook(on_start(name)))
-                handles.append(module.register_forward_hook(on_end(name)))
-            with _WatchParameters(model, found):
-                output = _call(model, example_input)
-            found.used = _leaves(output) | found.uses.keys()
-        finally:
-            for handle in handles:
-                handle.remove()
-    return found
+    with _in_eval_mode_with_gradients(model), _not_compiled(model), ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(partial(note_call, name)))
+            hooks.enter_context(module.register_forward_hook(partial(note_shape, name)))
+        with _WatchParameters(model, trace):
+            args = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
+            output = model(**example_input) if isinstance(example_input, Mapping) else model(*args)
+        trace.used = _parameters_behind(output) | trace.first_uses.keys()
+    return trace
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Eval mode, every parameter asking for a gradient, forked random numbers; all put back at the end."""
-    wanted = {p: p.requires_grad for p in model.parameters()}
+def _in_eval_mode_with_gradients(model: nn.Module) -> Iterator[None]:
+    """Eval mode and a gradient for every parameter, so that autograd sees them all; everything is put back at the end."""
+    requires_grad_before = {p: p.requires_grad for p in model.parameters()}
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.enable_grad(), preserved(model):
         try:
             model.eval()
-            for p in wanted:
+            for p in requires_grad_before:
                 if p.is_floating_point() or p.is_complex():
                     p.requires_grad_(True)
             yield
         finally:
-            for p, requires_grad in wanted.items():
+            for p, requires_grad in requires_grad_before.items():
                 p.requires_grad_(requires_grad)
 
 
@@ -134,28 +125,23 @@ def _not_compiled(model: nn.Module) -> AbstractContextManager:
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
-def _call(model: nn.Module, example_input):
-    if isinstance(example_input, Mapping):
-        return model(**example_input)
-    return model(*example_input) if isinstance(example_input, (tuple, list)) else model(example_input)
-
-
 def _guesses(model: nn.Module) -> Iterator[Tensor]:
-    """Inputs that the first layer of each kind would take, in the order in which the kinds are found."""
+    """Inputs that the first layer of each kind would take, in the order in which the kinds occur in the model."""
     kinds = (nn.Embedding, nn.Conv2d, nn.Conv1d, nn.RNNBase, nn.Linear)
-    found: dict[type, list[nn.Module]] = {}
+    first_layers: dict[type, nn.Module] = {}
     for layer in model.modules():
         for kind in kinds:
             if isinstance(layer, kind):
-                found.setdefault(kind, []).append(layer)
+                first_layers.setdefault(kind, layer)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    for kind, (layer, *others) in found.items():
+    for kind, layer in first_layers.items():
         if kind is nn.Embedding:
             yield torch.zeros(1, 8, dtype=torch.long, device=like.device)
-        elif kind is nn.Conv2d:  # attributes may be in any order; an image has fewer channels than what comes of it
-            for channels in dict.fromkeys((layer.in_channels, min(c.in_channels for c in (layer, *others)))):
-                for size in GUESSED_SIZES:
-                    yield like.new_zeros(1, channels, size, size)
+        elif kind is nn.Conv2d:
+            # Attributes may be in any order; an image has fewer channels than the features that are computed from it.
+            fewest = min(conv.in_channels for conv in model.modules() if isinstance(conv, nn.Conv2d))
+            for channels, size in product(dict.fromkeys((layer.in_channels, fewest)), GUESSED_SIZES):
+                yield like.new_zeros(1, channels, size, size)
         elif kind is nn.Conv1d:
             yield like.new_zeros(1, layer.in_channels, 1024)
         elif kind is nn.RNNBase:
@@ -169,24 +155,21 @@ def tensors_in(output) -> Iterator[Tensor]:
     """The tensors in what a module returned: in tuples, lists and dictionaries of any depth."""
     if isinstance(output, Tensor):
         yield output
-    elif isinstance(output, Mapping):
-        for part in output.values():
-            yield from tensors_in(part)
-    elif isinstance(output, (tuple, list)):
-        for part in output:
+    elif isinstance(output, (Mapping, tuple, list)):
+        for part in output.values() if isinstance(output, Mapping) else output:
             yield from tensors_in(part)
 
 
-def _leaves(output) -> set[int]:
-    """The ids of the tensors that the graph behind ``output`` starts from."""
-    todo = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
-    seen, leaves = set(todo), set()
-    while todo:
-        node = todo.pop()
+def _parameters_behind(output) -> set[int]:
+    """The ids of the tensors from which autograd's graph of ``output`` starts."""
+    to_visit = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
+    seen, leaves = set(to_visit), set()
+    while to_visit:
+        node = to_visit.pop()
         if hasattr(node, "variable"):
             leaves.add(id(node.variable))
         for parent, _ in node.next_functions:
             if parent is not None and parent not in seen:
                 seen.add(parent)
-                todo.append(parent)
+                to_visit.append(parent)
     return leaves

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from layerlr_helpers import checkpoints
+from layerlr_helpers.guards import modes_preserved
 from layerlr_helpers.param_groups import current_rates
 
 
@@ -36,8 +37,7 @@ class History:
         ``val_loss`` and ``val_accuracy`` stand on the last step of each epoch, if there was a validation loader.
         Loss and accuracy are those of the step's own batch, before its update.
         """
-        return pd.DataFrame([{**{name: value for name, value in row.items() if name != "lr"},
-                              **{f"lr/{name}": lr for name, lr in row["lr"].items()}} for row in self.rows])
+        return pd.json_normalize(self.rows, sep="/")
 
 
 def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epochs: int | None = None,
@@ -72,54 +72,66 @@ def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epoch
     """
     _check_run(model, optimizer, epochs, steps, unfreezing, val_loader)
     _check_checkpoint(checkpoint, checkpoint_every)
-    length = checkpoints.length(train_loader)
-    total = _total_steps(epochs, steps, length)
+    batches = checkpoints.length(train_loader)
+    total = _total_steps(epochs, steps, batches)
     resuming = checkpoint is not None and Path(checkpoint).exists()
     _check_schedule(schedule, schedule_every, optimizer, total, resuming)
-    plateau = isinstance(schedule, ReduceLROnPlateau)
-    by_step = schedule is not None and schedule_every == "step" and not plateau
-    by_epoch = schedule is not None and schedule_every == "epoch" and not plateau
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule,
-             "unfreezing": unfreezing if hasattr(unfreezing, "state_dict") else None}
-    rows, place, settings = [], checkpoints.Place(), checkpoints.settings_of(optimizer, unfreezing)
-    if resuming:
-        rows, place, settings = checkpoints.load(checkpoint, parts, train_loader, settings, total)
 
-    def validation() -> dict[str, float]:
+    rows: list[dict] = []
+    state = checkpoints.RunState()
+    if checkpoint is not None:
+        parts = {"model": model, "optimizer": optimizer, "schedule": schedule,
+                 "unfreezing": unfreezing if hasattr(unfreezing, "state_dict") else None}
+        description = checkpoints.run_description(parts, train_loader, unfreezing)
+    if resuming:
+        rows, state, description = checkpoints.load(checkpoint, parts, train_loader, description, total)
+    scheduled = "plateau" if isinstance(schedule, ReduceLROnPlateau) else schedule_every if schedule is not None else "never"
+
+    def train_batch(inputs, labels: Tensor) -> None:
+        if unfreezing is not None:
+            unfreezing.apply(state.step)
+        rates = current_rates(optimizer)
+        batch_metrics = train_step(model, optimizer, inputs, labels, loss_fn, autocast)
+        rows.append({"step": state.step, "epoch": state.epoch, **batch_metrics, "lr": rates})
+        if scheduled == "step":
+            schedule.step()
+        state.step, state.batch = state.step + 1, state.batch + 1
+
+    def validate() -> dict[str, float]:
         metrics = evaluate(model, val_loader, loss_fn=loss_fn, autocast=autocast) if val_loader is not None else {}
         return {f"val_{name}": metrics[name] for name in ("loss", "accuracy") if metrics}
 
-    with progress_bar(total=total, initial=min(place.step, total), unit="step", shown=progress) as bar:
-        while place.step < total:
+    def end_epoch() -> None:
+        metrics = validate()
+        rows[-1] |= metrics
+        if hasattr(unfreezing, "report"):
+            unfreezing.report(state.step, metrics)
+        if scheduled == "epoch":
+            schedule.step()
+        elif scheduled == "plateau":
+            losses = [row["loss"] for row in rows if row["epoch"] == state.epoch]
+            schedule.step(metrics.get("val_loss", sum(losses) / len(losses)))
+        state.epoch, state.batch = state.epoch + 1, 0
+
+    def save() -> None:
+        checkpoints.save(checkpoint, parts, rows, state, train_loader, description)
+
+    with progress_bar(total=total, initial=min(state.step, total), unit="step", shown=progress) as bar:
+        while state.step < total:
             model.train()
-            for inputs, labels in place.remaining_batches(train_loader):
-                if unfreezing is not None:
-                    unfreezing.apply(place.step)
-                row = {"step": place.step, "epoch": place.epoch, "lr": current_rates(optimizer)}
-                row |= train_step(model, optimizer, inputs, labels, loss_fn, autocast)
-                if by_step:
-                    schedule.step()
-                rows.append(row)
-                place.step, place.batch = place.step + 1, place.batch + 1
-                _advance(bar, row)
-                if checkpoint_every is not None and place.step % checkpoint_every == 0:
-                    checkpoints.save(checkpoint, parts, rows, place, train_loader, settings)
-                if place.step == total and place.batch != length:
-                    break  # the run ends within this epoch; whoever goes on from here finds it unfinished
+            for inputs, labels in state.remaining_batches(train_loader):
+                train_batch(inputs, labels)
+                _show(bar, rows[-1])
+                if checkpoint_every is not None and state.step % checkpoint_every == 0:
+                    save()
+                if state.step == total and state.batch != batches:
+                    break  # the run ends within this epoch, and a run that goes on from here will end the epoch
             else:
-                metrics = validation()
-                rows[-1] |= metrics
-                if hasattr(unfreezing, "report"):
-                    unfreezing.report(place.step, metrics)
-                if by_epoch:
-                    schedule.step()
-                if plateau:
-                    schedule.step(rows[-1].get("val_loss", _mean_loss(rows, place.epoch)))
-                place.epoch, place.batch = place.epoch + 1, 0
+                end_epoch()
             if checkpoint is not None:
-                checkpoints.save(checkpoint, parts, rows, place, train_loader, settings)
-    if place.batch:
-        rows[-1] |= validation()  # not in the checkpoint: a run that goes on has no validation at this step
+                save()
+    if state.batch:
+        rows[-1] |= validate()  # not in the checkpoint: a run that goes on has no validation at this step
     return History(rows)
 
 
@@ -128,10 +140,10 @@ def train_step(model: nn.Module, optimizer: Optimizer, inputs, labels: Tensor,
                autocast: torch.dtype | None = None) -> dict[str, float]:
     """One step of training on one batch; returns the batch's ``loss`` and ``accuracy`` before the update."""
     device = _device(model)
-    labels = _to(labels, device)
+    labels = labels.to(device)
     optimizer.zero_grad(set_to_none=True)
     with _autocast(device, autocast):
-        logits = _logits(model, _to(inputs, device))
+        logits = logits_of(call_model(model, inputs))
         loss = loss_fn(logits, labels)
     loss.backward()
     optimizer.step()
@@ -143,41 +155,45 @@ def evaluate(model: nn.Module, loader: Iterable, *, loss_fn: Callable[[Tensor, T
              autocast: torch.dtype | None = None) -> dict[str, float]:
     """Mean ``loss``, ``accuracy`` (0..1) and number ``n`` of examples over a loader, in eval mode.
 
-    The model's mode, also of each submodule, is afterwards what it was.
+    The mode of the model and of each submodule is afterwards what it was.
 
     Raises:
         ValueError: an empty loader.
     """
     device = _device(model)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    n, loss, correct, decided = 0, 0.0, 0, 0
-    try:
+    examples, loss, correct, predictions = 0, 0.0, 0, 0
+    with modes_preserved(model):
+        model.eval()
         for inputs, labels in loader:
-            labels = _to(labels, device)
+            labels = labels.to(device)
             with _autocast(device, autocast):
-                logits = _logits(model, _to(inputs, device))
-            n += len(labels)
+                logits = logits_of(call_model(model, inputs))
+            examples += len(labels)
             loss += float(loss_fn(logits.float(), labels)) * len(labels)
             correct += int((logits.argmax(1) == labels).sum())
-            decided += labels.numel()  # more than one an example where each pixel has a label
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    if n == 0:
+            predictions += labels.numel()  # more than one an example where each pixel has a label
+    if examples == 0:
         raise ValueError("the loader to evaluate on gave no batch")
-    return {"loss": loss / n, "accuracy": correct / decided, "n": n}
+    return {"loss": loss / examples, "accuracy": correct / predictions, "n": examples}
+
+
+def call_model(model: nn.Module, inputs):
+    """Call ``model`` on a batch's inputs, a tensor or a dictionary of keyword arguments, on the model's device."""
+    device = _device(model)
+    if isinstance(inputs, Mapping):
+        return model(**{name: value.to(device) for name, value in inputs.items()})
+    return model(inputs.to(device))
+
+
+def logits_of(output) -> Tensor:
+    """The logits tensor in a model's output: the output itself, or its ``logits``."""
+    return getattr(output, "logits", output)
 
 
 def fast_autocast() -> torch.dtype | None:
     """``torch.bfloat16`` where this machine's CPU computes it natively (about 1.5 times faster), else None."""
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
-
-
-def _logits(model: nn.Module, inputs) -> Tensor:
-    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-    return getattr(output, "logits", output)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
@@ -188,33 +204,18 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _to(value, device: torch.device):
-    if isinstance(value, Mapping):
-        return {name: part.to(device) for name, part in value.items()}
-    return value.to(device)
-
-
 def progress_bar(*arguments, shown: bool = True, **options) -> tqdm:
     """A tqdm bar that vanishes when it is done; not ``shown``, or with TQDM_DISABLE set, there is none at all."""
     # tqdm's notebook bar reads the variable too late and leaves an empty bar behind, so it is read here.
     return tqdm(*arguments, leave=False, disable=not shown or bool(os.environ.get("TQDM_DISABLE")), **options)
 
 
-def _advance(bar: tqdm, row: dict) -> None:
-    bar.set_postfix_str(f"epoch {row['epoch'] + 1}, loss {row['loss']:.3f}, accuracy {row['accuracy']:.0%}, "
-                        f"lr {_rate_range(row['lr'])}", refresh=False)
+def _show(bar: tqdm, row: dict) -> None:
+    active = [lr for lr in row["lr"].values() if lr] or [0.0]
+    rates = " to ".join(dict.fromkeys(f"{lr:.1e}" for lr in (min(active), max(active))))
+    bar.set_postfix_str(f"epoch {row['epoch'] + 1}, loss {row['loss']:.3f}, accuracy {row['accuracy']:.0%}, lr {rates}",
+                        refresh=False)
     bar.update()
-
-
-def _rate_range(rates: dict[str, float]) -> str:
-    active = [lr for lr in rates.values() if lr] or [0.0]
-    low, high = min(active), max(active)
-    return f"{low:.1e}" if low == high else f"{low:.1e} to {high:.1e}"
-
-
-def _mean_loss(rows: list[dict], epoch: int) -> float:
-    losses = [row["loss"] for row in rows if row["epoch"] == epoch]
-    return sum(losses) / len(losses)
 
 
 def _check_run(model, optimizer, epochs, steps, unfreezing, val_loader) -> None:
@@ -243,11 +244,11 @@ def _check_distributed(model: DistributedDataParallel) -> None:
     if not model.find_unused_parameters:
         raise ValueError("unfreezing needs DistributedDataParallel(model, find_unused_parameters=True): frozen parameters have "
                          "no gradients to wait for")
-    known = model._get_ddp_logging_data()["num_parameter_tensors"]  # those that asked for a gradient when it was wrapped
-    there = sum(1 for _ in model.module.parameters())
-    if known < there:
-        raise ValueError(f"DistributedDataParallel knows {known} of the model's {there} parameters, and the others would never "
-                         "be averaged between the processes; wrap the model before it is frozen")
+    averaged = model._get_ddp_logging_data()["num_parameter_tensors"]  # those that asked for a gradient when it was wrapped
+    total = sum(1 for _ in model.module.parameters())
+    if averaged < total:
+        raise ValueError(f"DistributedDataParallel knows {averaged} of the model's {total} parameters, and the others would "
+                         "never be averaged between the processes; wrap the model before it is frozen")
 
 
 def _check_schedule(schedule, schedule_every, optimizer, total, resuming) -> None:

@@ -100,6 +100,17 @@ class Run:
                 "asks": [p.requires_grad for p in self.model.parameters()]}
 
 
+def model_state(model):
+    """All that looking at a model must leave as it was; a later change of the model does not change it."""
+    return {"values": {name: value.clone() for name, value in model.state_dict().items()},
+            "modes": [module.training for module in model.modules()],
+            "identities": [id(tensor) for tensor in (*model.parameters(), *model.buffers())],
+            "requires_grad": [p.requires_grad for p in model.parameters()],
+            "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+            "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()],
+            "generator": torch.get_rng_state()}
+
+
 def same(a, b):
     """Whether two nests of containers, tensors and numbers are equal, bit for bit."""
     if isinstance(a, torch.Tensor):

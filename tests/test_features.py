@@ -1,17 +1,40 @@
-import copy
+"""Features: what a layer passes on, and a head that trains on what its frozen backbone passes on."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.models import resnet18
 
-from layerlr_helpers import ProgressiveUnfreezing, UnfreezePlan, fit, handwritten_digits, layer_groups, load_resnet18
-from layerlr_helpers.features import cache_features, head_module
+from layerlr_helpers import (
+    PlateauUnfreezing,
+    ProgressiveUnfreezing,
+    UnfreezePlan,
+    cache_features,
+    fit,
+    head_module,
+    layer_features,
+    layer_groups,
+    load_resnet18,
+)
+from layerlr_helpers.features import cached_head
+from tests.runs import model_state, same
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return handwritten_digits().subset(range(24))
+@pytest.fixture
+def digits(small_digits):
+    return small_digits.subset(range(24))
+
+
+class Augmented(Dataset):
+    """Examples that are different each time, from torch's global generator."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        return torch.randn(6), 0
 
 
 def new_net():
@@ -53,6 +76,7 @@ def small_data(n=7):
     return TensorDataset(torch.randn(n, 6, generator=generator), torch.arange(n) % 3)
 
 
+@pytest.mark.slow
 def test_head_trained_on_cached_features_is_the_head_trained_through_the_model(digits):
     def loader(data):
         return DataLoader(data, 8, shuffle=True, generator=torch.Generator().manual_seed(3))
@@ -93,18 +117,9 @@ def test_the_model_and_the_random_numbers_are_left_as_they_were():
     model.train()
     model.body[1].eval()
     model.head.weight.grad = torch.ones_like(model.head.weight)
-    state = copy.deepcopy(model.state_dict())
-    modes = [module.training for module in model.modules()]
-    hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
-    wanted = [p.requires_grad for p in model.parameters()]
-    generator = torch.get_rng_state()
+    before = model_state(model)
     cache_features(model, small_data(), groups, batch_size=3)
-    assert torch.equal(torch.get_rng_state(), generator)
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert [module.training for module in model.modules()] == modes
-    assert [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()] == hooks
-    assert [p.requires_grad for p in model.parameters()] == wanted
-    assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
+    assert same(before, model_state(model))
 
 
 def test_the_backbone_runs_in_eval_mode_whatever_the_mode_of_the_model():
@@ -127,13 +142,13 @@ def test_inputs_may_be_a_dictionary():
     assert torch.equal(named, plain)
 
 
-def test_a_trainable_backbone_is_named():
+def test_a_trainable_backbone_is_named(digits):
     model, groups = frozen_small()
     model.body[1].weight.requires_grad_(True)
     with pytest.raises(ValueError, match=r"1 parameters of the backbone are still trainable.*body\.1\.weight"):
         cache_features(model, small_data(), groups)
     with pytest.raises(ValueError, match=r"60 parameters .*conv1\.weight.*UnfreezePlan\(\{'head': 0\}\)"):
-        cache_features(load_resnet18("glyphs"), handwritten_digits().subset(range(4)))
+        cache_features(load_resnet18("glyphs"), digits)
 
 
 def test_a_head_that_shares_weights_with_the_backbone_is_refused():
@@ -175,13 +190,6 @@ def test_something_after_the_head_or_a_head_that_runs_twice_is_refused():
 
 
 def test_random_augmentation_and_empty_data_are_refused():
-    class Augmented(Dataset):
-        def __len__(self):
-            return 5
-
-        def __getitem__(self, i):
-            return torch.randn(6), 0
-
     model, groups = frozen_small()
     generator = torch.get_rng_state()
     with pytest.raises(ValueError, match="example 0 differs from itself"):
@@ -189,3 +197,111 @@ def test_random_augmentation_and_empty_data_are_refused():
     assert torch.equal(torch.get_rng_state(), generator)
     with pytest.raises(ValueError, match="no example"):
         cache_features(model, small_data(0), groups)
+
+
+# --- cached_head ------------------------------------------------------------------------------------------------------
+
+def frozen_net(dropout=0.0, **options):
+    model, groups = frozen_small(**options)
+    model.body[3].p = dropout
+    return model, groups
+
+
+def test_a_head_that_trains_alone_on_a_deterministic_backbone_is_given_with_its_features():
+    model, groups = frozen_net()
+    generator = torch.get_rng_state()
+    head, features = cached_head(model, groups, small_data(), ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0})))
+    assert head is model.head
+    assert all(map(torch.equal, features.tensors, cache_features(model, small_data(), groups).tensors))
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize("unfreezing", [
+    lambda groups: None,
+    lambda groups: ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0, "stem": 9})),
+    lambda groups: ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}), batch_norm="statistics"),
+    lambda groups: PlateauUnfreezing(groups),
+], ids=["none", "later", "statistics", "plateau"])
+def test_there_are_no_features_for_a_head_that_does_not_train_alone(unfreezing):
+    model, groups = frozen_net()
+    assert cached_head(model, groups, small_data(), unfreezing(groups)) is None
+
+
+@pytest.mark.parametrize(("net", "data"), [({"dropout": 0.5}, small_data()), ({"calls": 2}, small_data()), ({}, Augmented()),
+                                           ({"after": lambda logits: logits * 2}, small_data())],
+                         ids=["dropout", "two calls", "augmentation", "something after the head"])
+def test_there_are_no_features_where_the_backbone_or_the_data_are_random_or_the_head_is_not_the_end(net, data):
+    model, groups = frozen_net(**net)
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}))
+    assert cached_head(model, groups, data, unfreezing) is None
+
+
+# --- layer_features -----------------------------------------------------------------------------------------------------
+
+def images(n=5, size=32):
+    return TensorDataset(torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0)), torch.arange(n) % 2)
+
+
+def test_features_of_a_resnet_are_one_row_an_image_and_one_column_a_channel_in_the_order_of_the_layers():
+    model, data = resnet18(weights=None).eval(), images()
+    groups = layer_groups(model, data[0][0][None])
+    features = layer_features(model, data, groups, batch_size=2)
+    assert {name: values.shape for name, values in features.items()} == {
+        "stem": (5, 64), "layer1": (5, 64), "layer2": (5, 128), "layer3": (5, 256), "layer4": (5, 512), "head": (5, 1000)}
+    assert list(features) == [group.name for group in groups]
+    assert all(values.dtype == np.float32 for values in features.values())
+    with torch.no_grad():
+        x = model.layer1(model.maxpool(model.relu(model.bn1(model.conv1(data.tensors[0])))))
+        np.testing.assert_allclose(features["layer1"], x.mean((2, 3)).numpy(), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(features["head"], model(data.tensors[0]).numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_model_and_the_random_numbers_are_left_alone():
+    model, data = resnet18(weights=None).train(), images(2)
+    model.layer3.eval()
+    groups = layer_groups(model, data[0][0][None])
+    before = model_state(model)
+    layer_features(model, data, groups)
+    assert same(before, model_state(model))
+    with pytest.raises(RuntimeError):
+        layer_features(model, TensorDataset(torch.ones(2, 4), torch.ones(2)), groups)
+    assert same(before, model_state(model))
+
+
+def test_tokens_are_averaged_and_channels_kept():
+    model = nn.Sequential(nn.Linear(4, 6), nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True), nn.Linear(6, 3))
+    tokens = torch.randn(5, 7, 4)
+    groups = layer_groups(model, tokens)
+    features = layer_features(model, TensorDataset(tokens, torch.zeros(5)), groups)
+    assert [values.shape for values in features.values()] == [(5, 6), (5, 6), (5, 3)]
+    np.testing.assert_allclose(features["stem"], model[0](tokens).mean(1).detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_modules_that_return_several_tensors_give_the_first():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.fc = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.fc(self.rnn(x)[0][:, -1])
+
+    model, data = Recurrent(), TensorDataset(torch.randn(5, 7, 4), torch.zeros(5))
+    features = layer_features(model, data, layer_groups(model, granularity="child"))
+    assert {name: values.shape for name, values in features.items()} == {"rnn": (5, 6), "fc": (5, 2)}
+
+
+def test_a_group_of_which_no_module_runs_is_left_out():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift, self.idle, self.fc = nn.Parameter(torch.ones(4)), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(x + self.shift)
+
+    model = Shifted()
+    with pytest.warns(UserWarning, match="idle"):
+        groups = layer_groups(model, torch.zeros(1, 4), granularity="child")
+    assert [group.name for group in groups] == ["shift", "idle (unused)", "fc"]
+    assert list(layer_features(model, TensorDataset(torch.ones(3, 4), torch.ones(3)), groups)) == ["fc"]

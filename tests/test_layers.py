@@ -1,7 +1,6 @@
 """layer_groups: every parameter once, in the order of execution, under names one can say."""
 
 import itertools
-import warnings
 from collections import Counter
 from contextlib import contextmanager
 
@@ -9,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.test_tracing import assert_same, state
 from torch import nn
 from torchvision import models
 
-from layerlr_helpers import layer_groups
+from layerlr_helpers import layer_groups, layers
 from layerlr_helpers.layers import GRANULARITIES
+from layerlr_helpers.tracing import trace_forward
+from tests.runs import model_state, same
 
 
 def names(model, *args, **kwargs):
@@ -25,8 +25,8 @@ def assert_partition(model, groups):
     """Every parameter in exactly one group, under a name of its own, no group empty, no name twice."""
     grouped = [(name, p) for group in groups for name, p in group.params.items()]
     assert sorted(id(p) for _, p in grouped) == sorted(id(p) for p in model.parameters())
-    own = dict(model.named_parameters())
-    assert all(own[name] is p for name, p in grouped)
+    parameters = dict(model.named_parameters())
+    assert all(parameters[name] is p for name, p in grouped)
     assert len({group.name for group in groups}) == len(groups)
     assert all(group.params for group in groups)
 
@@ -48,33 +48,35 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def resnet():
-    return models.resnet18(weights=None)
+    with torch.device("meta"):
+        return models.resnet18(weights=None)
 
 
 def test_the_stages_of_a_resnet18_have_the_names_of_the_course(resnet):
     assert names(resnet) == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
 
 
-def test_its_children_keep_their_own_names(resnet):
+def test_the_children_of_a_resnet18_keep_their_names(resnet):
     assert names(resnet, granularity="child") == ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]
 
 
-def test_its_blocks_are_named_one_by_one(resnet):
+def test_the_blocks_of_a_resnet18_are_named_one_by_one(resnet):
     blocks = [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
     assert names(resnet, granularity="block") == ["stem", *blocks, "head"]
 
 
-def test_its_tensors_are_named_as_the_model_names_them_and_in_the_order_of_execution(resnet):
-    found = names(resnet, granularity="tensor")
-    assert set(found) == {name for name, _ in resnet.named_parameters()}
-    assert found[:3] == ["conv1.weight", "bn1.weight", "bn1.bias"]
-    assert found[-2:] == ["fc.weight", "fc.bias"]
+def test_the_tensors_of_a_resnet18_are_named_as_in_the_model_and_in_the_order_of_execution(resnet):
+    tensors = names(resnet, granularity="tensor")
+    assert set(tensors) == {name for name, _ in resnet.named_parameters()}
+    assert tensors[:3] == ["conv1.weight", "bn1.weight", "bn1.bias"]
+    assert tensors[-2:] == ["fc.weight", "fc.bias"]
     # In a block that changes the resolution the shortcut runs after the two convolutions.
-    assert found.index("layer2.0.conv2.weight") < found.index("layer2.0.downsample.0.weight")
+    assert tensors.index("layer2.0.conv2.weight") < tensors.index("layer2.0.downsample.0.weight")
 
 
 def test_the_size_of_the_image_changes_nothing(resnet):
-    assert names(resnet, torch.zeros(1, 3, 32, 32)) == names(resnet, torch.zeros(2, 3, 96, 64)) == names(resnet)
+    small, large = torch.zeros(1, 3, 32, 32, device="meta"), torch.zeros(2, 3, 96, 64, device="meta")
+    assert names(resnet, small) == names(resnet, large) == names(resnet)
 
 
 def test_the_groups_of_a_resnet_have_all_its_modules(resnet):
@@ -99,6 +101,8 @@ def without_values():
         nn.Module.register_parameter = register
 
 
+QUICK = ("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2",
+         "regnet_y_400mf", "resnet18", "shufflenet_v2_x1_0", "squeezenet1_0", "swin_t", "vgg11", "vit_b_32")  # one of each family
 NO_INIT = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}  # theirs takes a minute
 CONVOLUTIONAL = {  # the stages of one of each family
     "alexnet": 6, "convnext_tiny": 9, "densenet121": 9, "efficientnet_b0": 7, "googlenet": 7, "inception_v3": 6, "maxvit_t": 7,
@@ -107,16 +111,15 @@ CONVOLUTIONAL = {  # the stages of one of each family
 }
 
 
-@pytest.fixture(scope="module", params=models.list_models(module=models))
-def architecture(request):
-    with without_values():
-        model = models.get_model(request.param, weights=None, **NO_INIT.get(request.param, {}))
-    return request.param, model.to("meta")
-
-
 @pytest.mark.filterwarnings("ignore:the forward pass did not use (aux|Aux)")  # Inception's, of which a test below speaks
-def test_all_architectures_fall_into_whole_groups_with_the_classifier_last(architecture):
-    name, model = architecture
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+                                  for name in models.list_models(module=models)])
+def test_all_architectures_fall_into_whole_groups_with_the_classifier_last(name, monkeypatch):
+    with without_values():
+        model = models.get_model(name, weights=None, **NO_INIT.get(name, {}))
+    model.to("meta")
+    trace = trace_forward(model)  # the forward pass takes most of the time, and all granularities read the same one
+    monkeypatch.setattr(layers, "trace_forward", lambda model, example_input: trace)
     counts = {}
     for granularity in GRANULARITIES:
         groups = layer_groups(model, granularity=granularity)
@@ -146,9 +149,9 @@ def test_the_unused_classifiers_of_a_googlenet_are_groups_before_the_head_that_s
         model = models.googlenet(weights=None, init_weights=False)
     for granularity in ("stage", "child"):
         with pytest.warns(UserWarning, match="did not use aux1, aux2"):
-            found = names(model, granularity=granularity)
-        assert found[-3:-1] == ["aux1 (unused)", "aux2 (unused)"]
-        assert found[-1] in ("head", "fc")
+            groups = names(model, granularity=granularity)
+        assert groups[-3:-1] == ["aux1 (unused)", "aux2 (unused)"]
+        assert groups[-1] in ("head", "fc")
 
 
 # --- random models ----------------------------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ class Scaled(nn.Sequential):
         return x * self.scale
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(module_trees())
 def test_random_models_fall_into_whole_groups_in_the_order_of_execution(model):
     owners = Counter(id(p) for m in set(model.modules()) for p in m.parameters(recurse=False))
@@ -360,10 +363,10 @@ def test_a_norm_without_parameters_belongs_to_what_ran_before_it():
         layers = [nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1)]
         layers.insert(norm_at, nn.BatchNorm2d(3, affine=False))
         model = nn.Sequential(*layers)
-        group = layer_groups(model, granularity="child")[0]
-        assert group.name == holder
-        assert model[norm_at] in group.modules.values()
-        assert any(model[norm_at] in group.modules.values() for group in layer_groups(model, granularity="tensor"))
+        for granularity, name in zip(GRANULARITIES, ("stem", holder, "stem", f"{holder}.weight"), strict=True):
+            group = layer_groups(model, granularity=granularity)[0]
+            assert group.name == name
+            assert model[norm_at] in group.modules.values()
 
 
 def test_a_forward_pass_without_gradients_is_still_in_order():
@@ -459,11 +462,12 @@ def test_a_vision_transformer_with_its_tokens_on_the_root_has_them_in_the_stem()
         assert_partition(model, layer_groups(model, torch.zeros(1, 3, 16, 16), granularity=granularity))
 
 
-def test_wrapped_models_have_the_names_of_what_is_inside(resnet):
-    for wrapped in (torch.compile(resnet), nn.DataParallel(resnet)):
-        groups = layer_groups(wrapped)
-        assert [group.name for group in groups] == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
-        assert_partition(resnet, groups)
+@pytest.mark.parametrize("wrap", [nn.DataParallel, pytest.param(torch.compile, marks=pytest.mark.slow)])
+def test_wrapped_models_have_the_names_of_what_is_inside(wrap):
+    model = models.resnet18(weights=None)
+    groups = layer_groups(wrap(model), torch.zeros(1, 3, 32, 32))
+    assert [group.name for group in groups] == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+    assert_partition(model, groups)
 
 
 # --- what is refused, and what is left alone --------------------------------------------------------------------------
@@ -498,16 +502,10 @@ def test_the_model_comes_back_as_it_was():
     model.conv1.weight.requires_grad_(False)
     model.fc.bias.grad = torch.ones(1000)
     image = torch.randn(2, 3, 32, 32)
-    before = state(model)
+    before = model_state(model)
     for granularity in GRANULARITIES:
         layer_groups(model, image, granularity=granularity)
-    assert_same(before, state(model))
-
-
-def test_no_warning_without_a_reason(resnet):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        layer_groups(resnet)
+    assert same(before, model_state(model))
 
 
 def test_a_group_shows_its_name_and_size(resnet):

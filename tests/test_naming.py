@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerlr_helpers.naming import assigned, listed, matching
+from layerlr_helpers.naming import assigned, check_choice, listed, matching
 
 NAMES = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
 
@@ -66,20 +66,26 @@ def test_assigned_gives_each_name_its_own_value_or_that_of_the_last_pattern_that
         with pytest.raises(ValueError, match="decides nothing"):
             assigned(values, names)
         return
-    found = assigned(values, names)
-    assert list(found) == [name for name in names if name in found]
+    value_of_each = assigned(values, names)
+    assert list(value_of_each) == [name for name in names if name in value_of_each]
     for name in names:
         fitting = [value for pattern, value in values.items() if fnmatchcase(name, pattern)]
         if name in values:
-            assert found[name] == values[name]
+            assert value_of_each[name] == values[name]
         elif fitting:
-            assert found[name] == fitting[-1]
+            assert value_of_each[name] == fitting[-1]
         else:
-            assert name not in found
+            assert name not in value_of_each
 
 
 def test_a_pattern_that_a_later_one_covers_is_an_error_and_not_ignored():
-    with pytest.raises(ValueError, match=r"'layer\[34\]' decides nothing, because a later pattern takes all that it fits"):
+    with pytest.raises(ValueError, match=r"'layer\[34\]' decides nothing, because later patterns match all that it matches"):
         assigned({"head": 0, "layer[34]": 3, "*": 8}, NAMES)
     assert assigned({"*": 8, "layer[34]": 3, "head": 0}, NAMES) == {"stem": 8, "layer1": 8, "layer2": 8, "layer3": 3,
                                                                     "layer4": 3, "head": 0}
+
+
+def test_a_choice_that_does_not_exist_is_refused_with_those_that_do():
+    check_choice("mode", "max", ("max", "min"))
+    with pytest.raises(ValueError, match="unknown mode 'up'; known are 'max', 'min'"):
+        check_choice("mode", "up", ("max", "min"))

@@ -1,16 +1,34 @@
 """What must be true of the stored notebooks without running them (nbmake runs them)."""
 
+import ast
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from tests.plumbing import is_hidden, plumbing_characters, plumbing_share
+
 FOLDER = Path(__file__).parent.parent / "notebooks"
 COURSE = ["01_layer_lr_theory", "02_resnet_param_groups", "03_lr_scheduling", "04_progressive_unfreezing",
           "05_layer_adaptive_optimizer", "06_your_own_data"]
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 ABSOLUTE = re.compile(r"(?<![\w./:-])(/home/|/work/|/tmp/|/root/|/Users/)|\b[A-Z]:\\+\w")
+
+
+@pytest.mark.parametrize(("code", "characters"), [
+    ("fit(model, optimizer, loader, epochs=3)", 0),
+    ("plots.show(plots.plot_rates(frame))", 0),
+    ("print(f'the loss after {steps} steps is {loss:.3f}, which is less than before')", 0),
+    ("axes.legend(fontsize=8)", 23),
+    ("for group in groups:\n    step(group)\n    axes.text(0, 1, 'a')", 18),
+    ("display(Markdown(f'{loss:.3f}'))", 32),
+    ("plots.show(axes, alt='Bars')", 27),
+    ("table = rows.groupby('strategy').mean()", 37),
+    ("text = f'The network reads {right:.0%} of the digits, and always guessing would give {chance:.0%}'", 84),
+])
+def test_plumbing_is_told_from_code_that_teaches(code, characters):
+    assert plumbing_characters(code) == characters
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
@@ -63,9 +81,54 @@ def test_no_path_of_somebodys_machine_is_in_it(notebook):
     assert [match.group() for text in texts for match in ABSOLUTE.finditer(text)] == []
 
 
-def test_code_cells_are_short(notebook):
-    lengths = [sum(1 for line in cell.source.splitlines() if line.strip()) for cell in code_cells(notebook)]
-    assert max(lengths) <= 25
+def parsed(cell):
+    return ast.parse(re.sub(r"(?m)^[%!].*$", "", cell.source))
+
+
+def names_in(node):
+    """What a piece of code takes from somewhere else: attributes and imported names."""
+    if isinstance(node, ast.Attribute):
+        yield node.attr
+    if isinstance(node, ast.ImportFrom):
+        yield from (node.module or "").split(".")
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield from (part for alias in node.names for part in alias.name.split("."))
+
+
+def shown_cells(notebook):
+    return [cell for cell in code_cells(notebook) if not is_hidden(cell)]
+
+
+def test_shown_code_fits_the_screen(notebook):
+    for cell in shown_cells(notebook):
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert len(lines) <= 15, cell.source
+        assert max(map(len, lines), default=0) <= 100, cell.source
+
+
+def test_a_folded_cell_is_folded_in_jupyterlab_and_on_the_pages(notebook):
+    tagged = {cell.id for cell in code_cells(notebook) if "hide-input" in cell.metadata.get("tags", [])}
+    assert tagged == {cell.id for cell in code_cells(notebook) if cell.metadata.get("jupyter", {}).get("source_hidden")}
+
+
+def test_little_of_the_shown_code_is_plumbing(notebook):
+    assert plumbing_share(notebook.cells) < 0.15
+
+
+def test_shown_imports_are_in_the_first_code_cell_and_all_are_used(notebook):
+    trees = {cell.id: parsed(cell) for cell in code_cells(notebook)}
+    imports = {cell_id: [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+               for cell_id, tree in trees.items()}
+    assert [cell.source for cell in shown_cells(notebook)[1:] if imports[cell.id]] == []
+    names = {(alias.asname or alias.name).split(".")[0] for nodes in imports.values() for node in nodes for alias in node.names}
+    used = {node.id for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert names - used == set()
+
+
+def test_nothing_private_of_the_package_is_used(notebook):
+    for cell in code_cells(notebook):
+        names = {name for node in ast.walk(parsed(cell)) for name in names_in(node)}
+        assert {name for name in names if name.startswith("_") and not name.startswith("__") and name != "_"} == set()
 
 
 def test_the_file_is_small(path):

@@ -1,12 +1,23 @@
 """The package as a whole: its public names, and that an import changes nothing."""
 
+import doctest
+import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 
 import layerlr_helpers
+
+MODULES = sorted(module.name for module in pkgutil.walk_packages(layerlr_helpers.__path__, "layerlr_helpers.")
+                 if not module.name.endswith("__main__"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_print_what_they_say(name):
+    assert doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
 
 
 @pytest.mark.parametrize("name", layerlr_helpers.__all__)
@@ -51,9 +62,9 @@ def look():
 before = look()
 import pkgutil, importlib, layerlr_helpers
 imported = look()
-for module in pkgutil.iter_modules(layerlr_helpers.__path__):
-    if module.name != '__main__':
-        importlib.import_module('layerlr_helpers.' + module.name)
+for module in pkgutil.walk_packages(layerlr_helpers.__path__, 'layerlr_helpers.'):
+    if not module.name.endswith('__main__'):
+        importlib.import_module(module.name)
 after = look()
 print([i for i, (a, b, c) in enumerate(zip(before, imported, after)) if not a == b == c])
 """

@@ -54,9 +54,9 @@ def test_uniform_and_two_rates_name_every_group(n, low, high):
 
 @given(st.integers(1, 12), rates, st.floats(0.01, 1.0))
 def test_layer_decay_multiplies_by_the_decay_for_each_group_away_from_the_head(n, head_lr, decay):
-    found = list(layer_decay(head_lr, decay)(named_groups(n)).values())
-    assert found[-1] == head_lr
-    assert all(math.isclose(before, after * decay) for before, after in pairwise(found))
+    lrs = list(layer_decay(head_lr, decay)(named_groups(n)).values())
+    assert lrs[-1] == head_lr
+    assert all(math.isclose(before, after * decay) for before, after in pairwise(lrs))
 
 
 def test_layer_decay_of_one_is_uniform(groups):
@@ -80,9 +80,9 @@ def test_a_rate_that_is_no_rate_is_refused_at_once(make, bad):
 
 
 def test_patterns_give_rates_names_go_before_patterns_and_later_patterns_before_earlier_ones(groups):
-    found = per_group({"head": 1e-2, "*": 1e-5, "layer*": 1e-4, "layer[34]": 1e-3})(groups)
-    assert found == {"stem": 1e-5, "layer1": 1e-4, "layer2": 1e-4, "layer3": 1e-3, "layer4": 1e-3, "head": 1e-2}
-    assert list(found) == RESNET
+    lrs = per_group({"head": 1e-2, "*": 1e-5, "layer*": 1e-4, "layer[34]": 1e-3})(groups)
+    assert lrs == {"stem": 1e-5, "layer1": 1e-4, "layer2": 1e-4, "layer3": 1e-3, "layer4": 1e-3, "head": 1e-2}
+    assert list(lrs) == RESNET
 
 
 def test_a_pattern_without_a_match_is_named_with_what_comes_close(groups):
@@ -105,7 +105,7 @@ def test_the_groups_are_plain_torch_groups_with_the_rate_in_them(groups):
     assert all(type(group) is dict and type(group["params"]) is list for group in made)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.booleans(), st.sampled_from(["stage", "child", "block", "tensor"]), st.booleans())
 def test_every_parameter_is_in_exactly_one_parameter_group(split, granularity, exempt):
     model = small()
@@ -152,7 +152,7 @@ def test_further_parameters_can_be_named():
     (lambda groups: {"stem": 1.0, "2": -1.0, "head": 1.0}, "the rate of '2' must be"),
     ({"haed": 1e-3, "*": 1e-3}, "did you mean 'head'"),
 ])
-def test_rates_of_ones_own_are_checked_too(rates, message):
+def test_rates_from_a_function_or_dictionary_of_the_user_are_checked_too(rates, message):
     with pytest.raises(ValueError, match=message):
         param_groups(small(), rates)
 
@@ -204,7 +204,7 @@ def test_the_step_is_the_one_that_groups_written_by_hand_give():
         assert torch.equal(a, b)
 
 
-def test_the_groups_own_weight_decay_goes_before_the_optimizers():
+def test_the_weight_decay_in_the_groups_goes_before_the_optimizers():
     made = torch.optim.AdamW(param_groups(small(), uniform(1e-3), weight_decay=0.3), weight_decay=0.01).param_groups
     assert {group["weight_decay"] for group in made} == {0.3}
 

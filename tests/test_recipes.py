@@ -3,8 +3,15 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
 
-from layerlr_helpers import layer_groups, load_resnet18, one_cycle, param_groups, recipes, relative_gradient_rates, uniform
+from layerlr_helpers import layer_groups, one_cycle, param_groups, recipes, relative_gradient_rates, uniform
+
+
+@pytest.fixture(scope="module")
+def resnet_groups():
+    with torch.device("meta"):
+        return layer_groups(resnet18(weights=None))
 
 
 def net():
@@ -19,12 +26,11 @@ def step(model, optimizer, seed=0):
     optimizer.step()
 
 
-def test_plans_say_what_trains_when():
-    groups = layer_groups(load_resnet18(None))
-    names = [group.name for group in groups]
+def test_plans_say_what_trains_when(resnet_groups):
+    names = [group.name for group in resnet_groups]
 
     def trains(plan, step, steps=80):
-        return [name for name in names if name in plan(groups, steps).of(names).trainable_at(step)]
+        return [name for name in names if name in plan(resnet_groups, steps).resolved(names).trainable_at(step)]
 
     assert trains(recipes.head_only, 79) == ["head"]
     assert [len(trains(recipes.gradual, step)) for step in (0, 9, 10, 50, 79)] == [1, 1, 2, 6, 6]
@@ -34,8 +40,8 @@ def test_plans_say_what_trains_when():
     assert trains(recipes.all_but_first(2), 0) == names[2:]
 
 
-def test_reversed_decay_is_layer_decay_upside_down():
-    rates = recipes.reversed_decay(1e-2, 0.5)(layer_groups(load_resnet18(None)))
+def test_reversed_decay_is_layer_decay_upside_down(resnet_groups):
+    rates = recipes.reversed_decay(1e-2, 0.5)(resnet_groups)
     assert list(rates) == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
     assert list(rates.values()) == pytest.approx([1e-2 * 0.5**i for i in range(6)])
 

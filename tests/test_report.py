@@ -1,9 +1,8 @@
 import dataclasses
-import os
-import subprocess
 import sys
 from itertools import pairwise
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -60,42 +59,6 @@ def test_nothing_to_predict_is_refused(net, small_digits):
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("correct", "total", "low", "high"), [  # Newcombe, 1998, table I, method 3
-    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)])
-def test_the_interval_has_the_values_of_the_literature(correct, total, low, high):
-    assert accuracy_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
-
-
-@given(total=st.integers(1, 5000), part=st.floats(0, 1), confidence=st.floats(0.5, 0.999))
-def test_the_interval_is_where_the_score_test_would_just_not_reject(total, part, confidence):
-    correct = round(part * total)
-    low, high = accuracy_interval(correct, total, confidence)
-    assert 0 <= low <= correct / total <= high <= 1
-    assert low < high
-    mirrored = accuracy_interval(total - correct, total, confidence)
-    assert mirrored == pytest.approx((1 - high, 1 - low))
-    z = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(0.5 + confidence / 2, dtype=torch.float64)).item()
-    for end in {low, high} - {0.0, 1.0}:
-        assert abs(correct / total - end) / (end * (1 - end) / total) ** 0.5 == pytest.approx(z, rel=1e-4)
-
-
-@given(correct=st.integers(0, 50), more=st.integers(2, 20))
-def test_more_images_or_less_confidence_narrow_the_interval(correct, more):
-    def width(*args):
-        low, high = accuracy_interval(*args)
-        return high - low
-
-    assert width(correct * more, 50 * more) < width(correct, 50)
-    assert width(correct, 50, 0.8) < width(correct, 50, 0.95)
-
-
-@pytest.mark.parametrize(("arguments", "problem"), [((1, 0), "not 1 of 0"), ((3, 2), "not 3 of 2"), ((-1, 2), "not -1 of 2"),
-                                                    ((1, 2, 95), "not 95; 0.95 means 95 %"), ((1, 2, 0), "not 0")])
-def test_an_interval_of_nothing_is_refused(arguments, problem):
-    with pytest.raises(ValueError, match=problem):
-        accuracy_interval(*arguments)
-
-
 def test_the_confusion_matrix_has_true_classes_in_rows():
     matrix = report.confusion_matrix(LABELS, PREDICTED, NAMES)
     assert matrix.to_numpy().tolist() == [[1, 2, 0], [1, 1, 0], [1, 1, 1]]
@@ -125,10 +88,10 @@ def test_predictions_of_other_classes_are_refused(labels, predicted, problem):
 def test_the_table_of_classes_says_what_each_was_taken_for():
     table = report.class_report(report.confusion_matrix(LABELS, PREDICTED, (*NAMES, "never"))).set_index("class")
     assert list(table["images"]) == [3, 2, 3, 0]
-    assert list(table["recognised"][:3]) == pytest.approx([1 / 3, 1 / 2, 1 / 3])
+    assert list(table["recall"][:3]) == pytest.approx([1 / 3, 1 / 2, 1 / 3])
     assert list(table["precision"][:3]) == pytest.approx([1 / 3, 1 / 4, 1])
     assert list(table["taken for"]) == ["dog (2)", "cat (1)", "cat (1)", ""]
-    assert table.loc["never", ["recognised", "low", "high", "precision"]].isna().all()
+    assert table.loc["never", ["recall", "low", "high", "precision"]].isna().all()
     assert tuple(table.loc["dog", ["low", "high"]]) == accuracy_interval(1, 2)
 
 
@@ -230,15 +193,16 @@ def test_the_wrong_images_are_shown_with_the_answer(small_digits):
     assert report.plot_mistakes(data, LABELS, LABELS, CONFIDENCE)[0, 0].texts[0].get_text() == "no mistakes"
 
 
-@pytest.fixture
-def page(net, small_digits, tmp_path):
-    """``write(data, …)`` with the predictions of a net; returns the folder and what was predicted."""
+@pytest.fixture(scope="module")
+def page(net, small_digits, tmp_path_factory):
+    """The path of a report on a network's predictions, and these predictions."""
     data = small_digits.subset(range(40))
-    found = report.predictions(net, data)
+    predictions = report.predictions(net, data)
     groups = layer_groups(net, torch.zeros(1, 3, 32, 32))
     layers = report.layer_report(groups, snapshot(groups), layer_decay(0.1, 0.5)(groups))
-    path = report.write_report(tmp_path, data, *found, layers=layers, settings={"pipe | in": "a\nvalue"}, notes="The end.")
-    return path, found
+    path = report.write_report(tmp_path_factory.mktemp("report"), data, *predictions, layers=layers, notes="The end.",
+                               settings={"pipe | in": "a\nvalue", "not set": None, "rate": 0.003})
+    return path, predictions
 
 
 def test_the_report_holds_the_numbers_of_the_predictions(page):
@@ -252,11 +216,12 @@ def test_the_report_holds_the_numbers_of_the_predictions(page):
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")]
     for name in "0123456789":
         images = int((labels == int(name)).sum())
-        found = int(((labels == int(name)) & (predicted == int(name))).sum())
-        assert any(row[:3] == [name, str(images), f"{100 * found / images:.1f} %"] for row in rows), name
+        recognised = int(((labels == int(name)) & (predicted == int(name))).sum())
+        assert any(row[:3] == [name, str(images), f"{100 * recognised / images:.1f} %"] for row in rows), name
     assert any(row[:2] == ["head", "0.1"] for row in rows)
     assert ["torch", torch.__version__] in rows
     assert r"| pipe \| in | a value |" in text
+    assert "| not set | None |\n| rate | 0.003 |" in text
     assert text.endswith("The end.\n")
 
 
@@ -270,28 +235,6 @@ def test_the_report_shows_its_figures_and_leaves_no_half_files(page):
     assert plt.get_fignums() == []
 
 
-def test_what_fails_in_the_middle_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-
-    def half(temporary):
-        temporary.write_text("ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        report.write_whole(path, half)
-    assert path.read_text() == "old"
-
-
-def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
-    done, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file)))
-    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
-    report.write_whole(tmp_path / "a.txt", lambda path: path.write_text("new"))
-    assert done == ["fsync", "replace"]
-    assert (tmp_path / "a.txt").read_text() == "new"
-
-
 def test_a_report_of_other_images_or_into_no_folder_is_refused(small_digits, tmp_path):
     arguments = {"layers": None, "settings": {}}
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
@@ -301,17 +244,11 @@ def test_a_report_of_other_images_or_into_no_folder_is_refused(small_digits, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_figures_need_no_display_and_leave_the_chosen_backend(tmp_path):
-    script = """if True:
-        import matplotlib
-        from layerlr_helpers import report
-        before = dict(matplotlib.rcParams)
-        matrix = report.confusion_matrix([0, 1, 1], [0, 1, 0], ["a", "b"])
-        report.plot_confusion(matrix).figure.savefig("figure.png")
-        print(dict(matplotlib.rcParams) == before, matplotlib.get_backend())"""
-    # With this backend and no display, pyplot cannot make a figure.
-    headless = {name: value for name, value in os.environ.items() if "DISPLAY" not in name} | {"MPLBACKEND": "tkagg"}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False,
-                          cwd=tmp_path, env=headless)
-    assert (done.stdout.strip(), done.stderr) == ("True tkagg", "")
-    assert (tmp_path / "figure.png").stat().st_size > 1000
+def test_figures_need_no_display_and_change_no_settings(small_digits, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # pyplot, which may want a display, cannot be imported
+    before = dict(matplotlib.rcParams)
+    report.plot_confusion(report.confusion_matrix(LABELS, PREDICTED, NAMES)).figure.savefig(tmp_path / "confusion.png")
+    grid = report.plot_mistakes(small_digits.subset(range(8)), LABELS, PREDICTED, CONFIDENCE)
+    grid[0, 0].figure.savefig(tmp_path / "mistakes.png")
+    assert dict(matplotlib.rcParams) == before
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("confusion.png", "mistakes.png"))

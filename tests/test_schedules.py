@@ -8,7 +8,7 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, AdamW
@@ -65,7 +65,6 @@ THEIRS = {
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
-@settings(deadline=None, max_examples=40)
 @given(st.sampled_from(sorted(OURS)), st.integers(10, 80), st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=5))
 def test_the_ratios_between_groups_stay_what_they_were(name, steps, rates):
     optimizer = optimizer_of(rates)
@@ -96,7 +95,6 @@ def test_allennlps_golden_values():
     assert frame.iloc[49].max() == pytest.approx(1 / 32 + 31 / 32 / 36)  # one step of 36 before the floor
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.integers(2, 300), st.floats(0.01, 0.99), st.floats(1.5, 100))
 def test_a_slanted_triangle_rises_in_a_line_and_falls_in_a_line_from_floor_to_peak_to_floor(steps, cut_frac, ratio):
     optimizer = optimizer_of((2.0,))

@@ -1,14 +1,12 @@
 """One look at a forward pass: what it sees, what it guesses, and that nothing of the model stays changed."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from layerlr_helpers.guards import preserved
-from layerlr_helpers.tracing import trace, unwrap
+from layerlr_helpers.tracing import trace_forward, unwrap
+from tests.runs import model_state, same
 
 
 class Counting(nn.Module):
@@ -39,23 +37,6 @@ class RunsBackwards(nn.Module):
         return self.last(self.first(x).mean((2, 3))) @ self.scale
 
 
-def state(model):
-    """All that a look must leave alone."""
-    return {
-        "modes": [m.training for m in model.modules()],
-        "values": {name: value.clone() for name, value in model.state_dict().items()},
-        "identity": [id(t) for t in (*model.parameters(), *model.buffers())],
-        "requires_grad": [p.requires_grad for p in model.parameters()],
-        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
-        "rng": torch.get_rng_state(),
-    }
-
-
-def assert_same(before, after):
-    torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
-
-
 def untidy_resnet():
     """A model in the middle of something: mixed modes, some frozen, some with gradients, a hook."""
     model = resnet18(weights=None).train()
@@ -68,37 +49,37 @@ def untidy_resnet():
     return model
 
 
-@pytest.mark.parametrize("make", [untidy_resnet, Counting], ids=["resnet18", "counting"])
-def test_the_model_and_the_random_numbers_come_back_as_they_were(make):
+@pytest.mark.parametrize(("make", "shape"), [(untidy_resnet, (1, 3, 32, 32)), (Counting, (1, 3))], ids=["resnet18", "counting"])
+def test_the_model_and_the_random_numbers_come_back_as_they_were(make, shape):
     model = make()
-    before = state(model)
-    trace(model)
-    assert_same(before, state(model))
+    before = model_state(model)
+    trace_forward(model, torch.zeros(shape))
+    assert same(before, model_state(model))
 
 
 def test_the_model_comes_back_as_it_was_when_the_forward_pass_fails():
     model = nn.Sequential(Counting(), nn.Linear(99, 1)).train()
-    before = state(model)
+    before = model_state(model)
     with pytest.raises(ValueError, match="cannot guess"):
-        trace(model)
+        trace_forward(model)
     with pytest.raises(RuntimeError):
-        trace(model, torch.zeros(1, 3))
-    assert_same(before, state(model))
+        trace_forward(model, torch.zeros(1, 3))
+    assert same(before, model_state(model))
 
 
 def test_it_works_under_no_grad_and_leaves_it_on():
     with torch.no_grad():
-        found = trace(nn.Linear(3, 2))
+        trace = trace_forward(nn.Linear(3, 2))
         assert not torch.is_grad_enabled()
-    assert len(found.used) == 2
+    assert len(trace.used) == 2
 
 
 def test_order_is_that_of_execution_for_modules_and_for_parameters_on_their_own():
     model = RunsBackwards()
-    found = trace(model)
-    assert found.order["first"] < found.order["last"] < found.uses[id(model.scale)]
-    assert found.used == {id(p) for p in model.parameters()}
-    assert found.shapes["last"] == (1, 2)
+    trace = trace_forward(model)
+    assert trace.first_calls["first"] < trace.first_calls["last"] < trace.first_uses[id(model.scale)]
+    assert trace.used == {id(p) for p in model.parameters()}
+    assert trace.shapes["last"] == (1, 2)
 
 
 def test_reading_a_parameters_device_or_shape_is_no_use_of_it():
@@ -111,16 +92,16 @@ def test_reading_a_parameters_device_or_shape_is_no_use_of_it():
             return self.linear(x.to(self.idle.device).view(-1, self.idle.shape[0]))
 
     model = Looks()
-    assert id(model.idle) not in trace(model).used
+    assert id(model.idle) not in trace_forward(model).used
 
 
 def test_a_module_that_does_not_run_has_no_place():
     model = nn.Sequential(nn.Linear(3, 2))
     model.idle = nn.Linear(2, 2)
     model.forward = lambda x: model[0](x)
-    found = trace(model)
-    assert "idle" not in found.order
-    assert id(model.idle.weight) not in found.used
+    trace = trace_forward(model)
+    assert "idle" not in trace.first_calls
+    assert id(model.idle.weight) not in trace.used
 
 
 @pytest.mark.parametrize("model", [
@@ -130,19 +111,19 @@ def test_a_module_that_does_not_run_has_no_place():
     nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2)),
     nn.LSTM(4, 3, batch_first=True),
     nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
-    RunsBackwards(),  # the layer that is found first is the one that runs last
+    RunsBackwards(),  # the layer that is defined first runs last
     nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 30 * 30, 2)),  # 32 pixels, one channel
     nn.Linear(5, 2).double(),
     nn.Linear(5, 2).to("meta"),
 ], ids=lambda model: type(model).__name__)
 def test_an_input_is_guessed_from_the_first_layer(model):
-    assert trace(model).used == {id(p) for p in model.parameters()}
+    assert trace_forward(model).used == {id(p) for p in model.parameters()}
 
 
 def test_when_no_guess_runs_the_error_has_every_shape_that_was_tried_and_says_what_to_pass():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 2))
     with pytest.raises(ValueError, match="cannot guess an input for Sequential") as error:
-        trace(model)
+        trace_forward(model)
     for text in ("[1, 3, 224, 224]", "[1, 3, 64, 64]", "[1, 3, 32, 32]", "[1, 7]", "example_input="):
         assert text in str(error.value)
 
@@ -150,8 +131,8 @@ def test_when_no_guess_runs_the_error_has_every_shape_that_was_tried_and_says_wh
 def test_when_there_is_nothing_to_guess_from_the_error_says_so():
     model = nn.Module()
     model.p = nn.Parameter(torch.ones(2))
-    with pytest.raises(ValueError, match="none of its layers tells"):
-        trace(model)
+    with pytest.raises(ValueError, match="it has no layer whose input shape we know"):
+        trace_forward(model)
 
 
 @pytest.mark.parametrize("example", [{"a": torch.ones(1, 3), "b": torch.ones(1, 3)}, (torch.ones(1, 3), torch.ones(1, 3))],
@@ -166,18 +147,25 @@ def test_inputs_may_be_keyword_or_several_arguments(example):
             return {"logits": [self.left(a) + self.right(b)]}  # outputs may be nested too
 
     model = Two()
-    found = trace(model, example)
-    assert found.used == {id(p) for p in model.parameters()}
-    assert found.order["left"] < found.order["right"]
+    trace = trace_forward(model, example)
+    assert trace.used == {id(p) for p in model.parameters()}
+    assert trace.first_calls["left"] < trace.first_calls["right"]
 
 
-def test_wrappers_come_off_in_any_order():
+def test_a_wrapper_comes_off():
     model = nn.Linear(2, 2)
     assert unwrap(model) is model
+    assert unwrap(nn.DataParallel(model)) is model
+
+
+@pytest.mark.slow  # the first call of torch.compile imports the compiler
+def test_wrappers_come_off_in_any_order():
+    model = nn.Linear(2, 2)
     assert unwrap(torch.compile(nn.DataParallel(model))) is model
     assert unwrap(nn.DataParallel(torch.compile(model))) is model
 
 
+@pytest.mark.slow
 def test_a_part_that_was_compiled_is_looked_at_as_it_is_written():
     def never(graph, inputs):
         raise AssertionError("the look must not compile anything")
@@ -186,19 +174,4 @@ def test_a_part_that_was_compiled_is_looked_at_as_it_is_written():
     whole.compile(backend=never)
     part[0] = torch.compile(part[0], backend=never)
     for model in (whole, part):
-        assert trace(model).used == {id(p) for p in model.parameters()}
-
-
-def test_preserved_brings_back_modes_and_buffers_and_leaves_parameters_to_training():
-    model = nn.Sequential(nn.BatchNorm1d(3), Counting()).train()
-    model[0].eval()
-    before, weight = copy.deepcopy(model.state_dict()), model[1].linear.weight
-    with preserved(model):
-        model.train()
-        model(torch.randn(8, 3))
-        with torch.no_grad():
-            weight += 1
-    assert [m.training for m in model] == [False, True]
-    for name, buffer in model.named_buffers():
-        assert torch.equal(buffer, before[name])
-    assert torch.equal(weight, before["1.linear.weight"] + 1)
+        assert trace_forward(model).used == {id(p) for p in model.parameters()}

@@ -16,6 +16,7 @@ from torchvision.models import resnet18
 
 from layerlr_helpers import (
     LayerAdaptiveLR,
+    PlateauUnfreezing,
     ProgressiveUnfreezing,
     UnfreezePlan,
     fit,
@@ -316,7 +317,7 @@ def grads_held_and_wanted(model):
     return [p.requires_grad for p in model.parameters()], [p.grad is None for p in model.parameters()], tracked
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 10), max_size=6), st.integers(0, 10), st.sampled_from(["freeze", "statistics", "train"]),
        st.dictionaries(st.sampled_from(["stem", "3", "head"]), st.integers(0, 9)))
 def test_apply_is_a_function_of_the_step_whatever_was_applied_before(earlier, step, batch_norm, plan):
@@ -371,7 +372,7 @@ def by_pickle(model):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, by_pickle])
-def test_a_copy_of_the_model_is_frozen_as_the_model_is_and_can_be_thawed_on_its_own(copied):
+def test_a_copy_of_the_model_is_frozen_as_the_model_is_and_can_be_unfrozen_separately(copied):
     model = net()
     ProgressiveUnfreezing(groups_of(model), UnfreezePlan({"head": 0})).apply(0)
     twin = copied(model).train()
@@ -498,8 +499,94 @@ def test_a_bad_name_or_none_at_all_is_refused_before_anything_is_changed(call):
     assert grads_held_and_wanted(model) == before
 
 
+# --- unfreezing on a plateau ------------------------------------------------------------------------------------------
+
+def plateau_unfreezing(**options):
+    """Of a model with the groups stem, 2 and head."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    return PlateauUnfreezing(layer_groups(model), **options)
+
+
+def first_steps(unfreezing):
+    return list(unfreezing.plan.first_steps.items())
+
+
+def test_only_the_head_trains_while_the_metric_improves():
+    unfreezing = plateau_unfreezing()
+    for step in range(5):
+        unfreezing.report(step, {"val_accuracy": 0.1 * step})
+    assert first_steps(unfreezing) == [("head", 0)]
+
+
+def test_each_plateau_unfreezes_the_next_group_from_that_step_on():
+    unfreezing = plateau_unfreezing(patience=2)
+    for step in (10, 20, 30, 40, 50, 60, 70):
+        unfreezing.report(step, {"val_accuracy": 0.5})
+    assert first_steps(unfreezing) == [("head", 0), ("2", 30), ("stem", 50)]
+    assert unfreezing.apply(29) == {"head"}
+    assert unfreezing.apply(30) == {"head", "2"}
+    assert unfreezing.groups[0].params["0.weight"].requires_grad is False
+
+
+def test_a_falling_loss_is_an_improvement_in_mode_min_and_a_plateau_in_mode_max():
+    down, up = (plateau_unfreezing(metric="val_loss", mode=mode) for mode in ("min", "max"))
+    for step in range(3):
+        for unfreezing in (down, up):
+            unfreezing.report(step, {"val_loss": 1.0 - 0.1 * step})
+    assert first_steps(down) == [("head", 0)]
+    assert first_steps(up) == [("head", 0), ("2", 1), ("stem", 2)]
+
+
+def test_a_change_within_min_delta_is_no_improvement():
+    unfreezing = plateau_unfreezing(min_delta=0.05)
+    unfreezing.report(1, {"val_accuracy": 0.50})
+    unfreezing.report(2, {"val_accuracy": 0.54})
+    assert first_steps(unfreezing) == [("head", 0), ("2", 2)]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(0, 12), st.integers(1, 3))
+def test_resuming_after_any_report_unfreezes_the_same_at_the_same_steps(values, cut, patience):
+    whole = plateau_unfreezing(patience=patience)
+    first = plateau_unfreezing(patience=patience)
+    for step, value in enumerate(values):
+        whole.report(step, {"val_accuracy": value})
+        if step == cut:
+            second = plateau_unfreezing(patience=patience)
+            second.load_state_dict(first.state_dict())
+            first = second
+        first.report(step, {"val_accuracy": value})
+    assert dict(first_steps(first)) == dict(first_steps(whole))
+
+
+def test_the_state_of_a_plateau_unfreezing_can_be_saved_with_plain_types(tmp_path):
+    unfreezing = plateau_unfreezing()
+    unfreezing.report(3, {"val_accuracy": 0.5})
+    torch.save(unfreezing.state_dict(), tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == unfreezing.state_dict()
+
+
+@pytest.mark.parametrize(("options", "word"), [({"mode": "up"}, "mode"), ({"patience": 0}, "patience")])
+def test_bad_options_of_a_plateau_unfreezing_are_refused(options, word):
+    with pytest.raises(ValueError, match=word):
+        plateau_unfreezing(**options)
+
+
+def test_a_metric_that_is_not_reported_is_an_error_that_names_what_was():
+    with pytest.raises(ValueError, match=r"val_accuracy.*loss"):
+        plateau_unfreezing().report(1, {"loss": 1.0})
+
+
+def test_a_plateau_state_of_another_model_is_refused_and_changes_nothing():
+    unfreezing = plateau_unfreezing()
+    with pytest.raises(ValueError, match="layer9"):
+        unfreezing.load_state_dict({"plan": '{"layer9": 3}', "best": 0.1, "waited": 0})
+    assert first_steps(unfreezing) == [("head", 0)]
+    assert unfreezing.best is None
+
+
 # --- compiled models --------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler
 @pytest.mark.parametrize("batch_norm", ["freeze", "statistics", "train"])
 def test_a_compiled_model_trains_and_holds_what_an_uncompiled_one_does(batch_norm):

@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from layerlr_helpers.course import scenes
-from layerlr_helpers.images import ImageSet, _check
+from layerlr_helpers.images import ImageSet, check_image_size
 
-INPUT_SHIFTS = ("inverted", "blurred", "noisy")
-OUTPUT_SHIFTS = ("permuted", "odd_even")
+SHIFTS = ("inverted", "blurred", "noisy", "permuted")
 
 
 def printed_glyphs(n: int, *, image_size: int = 64, seed: int = 0, shift: str | None = None) -> ImageSet:
@@ -22,7 +21,9 @@ def printed_glyphs(n: int, *, image_size: int = 64, seed: int = 0, shift: str | 
     Raises:
         ValueError: ``n`` below 1, ``image_size`` below 16, or an unknown shift.
     """
-    _check(n=n, image_size=image_size)
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}")
+    check_image_size(image_size)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(len(scenes.GLYPHS), (n,), generator=generator)
     font = torch.randint(len(scenes.FONTS), (n,), generator=generator)
@@ -43,15 +44,14 @@ def handwritten_digits(*, image_size: int = 64, seed: int = 0, shift: str | None
     """
     from sklearn.datasets import load_digits  # here: scikit-learn takes longer to import than the rest of this package
 
-    _check(n=1, image_size=image_size)
+    check_image_size(image_size)
     digits = load_digits()
     generator = torch.Generator().manual_seed(seed)
-    scans = torch.as_tensor(digits.images, dtype=torch.float32)
-    labels = torch.as_tensor(digits.target, dtype=torch.int64)
-    scan = torch.arange(len(labels))
-    factors = scenes.draw_factors(len(labels), generator)
-    images = scenes.render(scenes.digit_masks(scans, image_size), scan, factors, generator)
-    names = tuple(str(name) for name in digits.target_names)
+    masks = scenes.digit_masks(torch.as_tensor(digits.images, dtype=torch.float32), image_size)
+    scan = torch.arange(len(masks))
+    factors = scenes.draw_factors(len(masks), generator)
+    images = scenes.render(masks, scan, factors, generator)
+    labels, names = torch.as_tensor(digits.target, dtype=torch.int64), tuple(map(str, digits.target_names))
     return shifted(ImageSet(images, labels, names, {"scan": scan, **factors}), shift, seed=seed)
 
 
@@ -60,10 +60,10 @@ def shifted(data: ImageSet, shift: str | None, *, seed: int = 0) -> ImageSet:
 
     At the input: ``"inverted"`` (negative), ``"blurred"`` (Gaussian, sigma 6 % of the image's width), ``"noisy"``
     (Gaussian noise, sigma 0.6 of full scale). At the output: ``"permuted"`` (every class gets the number of another, always by
-    the same permutation) and ``"odd_even"`` (two classes, for classes that are named by numbers).
+    the same permutation).
 
     Raises:
-        ValueError: an unknown shift, or odd and even asked of classes that are not numbers.
+        ValueError: an unknown shift.
     """
     if shift is None:
         return data
@@ -78,31 +78,25 @@ def shifted(data: ImageSet, shift: str | None, *, seed: int = 0) -> ImageSet:
         order = torch.empty_like(cycle).scatter_(0, cycle, cycle.roll(1))  # one long cycle: no class keeps its number
         names = tuple(data.class_names[old] for old in order.argsort())
         return replace(data, labels=order[data.labels], class_names=names)
-    if shift == "odd_even":
-        if not all(name.isdecimal() for name in data.class_names):
-            raise ValueError(f"shift 'odd_even' needs classes named by whole numbers, these are {data.class_names[:5]}…")
-        odd = torch.tensor([int(name) % 2 for name in data.class_names])
-        return replace(data, labels=odd[data.labels], class_names=("even", "odd"))
-    raise ValueError(f"unknown shift {shift!r}; known are None, {', '.join(map(repr, INPUT_SHIFTS + OUTPUT_SHIFTS))}")
+    raise ValueError(f"unknown shift {shift!r}; known are None, {', '.join(map(repr, SHIFTS))}")
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:
     radius = int(3 * sigma + 0.5)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).repeat(3, 1)
-    blurred = torch.empty_like(images)
-    for start in range(0, len(images), 512):
-        x = F.pad(images[start:start + 512].float(), (radius,) * 4, mode="replicate")
-        x = F.conv2d(F.conv2d(x, kernel[:, None, None, :], groups=3), kernel[:, None, :, None], groups=3)
-        blurred[start:start + 512] = x.round().to(torch.uint8)
-    return blurred
+    blurred = []
+    for part in images.split(512):  # few enough that the floats stay small in memory
+        padded = F.pad(part.float(), (radius,) * 4, mode="replicate")
+        along_rows = F.conv2d(padded, kernel[:, None, None, :], groups=3)
+        blurred.append(F.conv2d(along_rows, kernel[:, None, :, None], groups=3).round().to(torch.uint8))
+    return torch.cat(blurred)
 
 
 def _add_noise(images: Tensor, strength: float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed + 1)  # not the seed that drew the scenes' own noise
-    noisy = torch.empty_like(images)
-    for start in range(0, len(images), 512):
-        x = images[start:start + 512]
-        noise = torch.randn(x.shape, generator=generator) * (255 * strength)
-        noisy[start:start + 512] = (x + noise).round().clamp(0, 255).to(torch.uint8)
-    return noisy
+    noisy = []
+    for part in images.split(512):
+        noise = torch.randn(part.shape, generator=generator) * (255 * strength)
+        noisy.append((part + noise).round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(noisy)

@@ -1,31 +1,26 @@
-"""Turning the knobs: what a head rate, a decay, a schedule and an unfreezing plan make of every group's rate.
+"""Turn the knobs: how the head's rate, the decay, the schedule and the unfreezing plan set every group's rate.
 
-The functions are plain; only :func:`explorer` needs ipywidgets, which belongs to the course and not to the package.
+Only :func:`explorer` needs ipywidgets, which belongs to the course and not to the package.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from PIL import Image
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, StepLR
 
-from layerlr_helpers.course.plots import plot_rates
+from layerlr_helpers.course.plots import plot_rates, show
 from layerlr_helpers.layers import LayerGroup
 from layerlr_helpers.naming import listed
 from layerlr_helpers.param_groups import layer_decay, param_groups
 from layerlr_helpers.schedules import one_cycle, preview, slanted_triangular, warmup_cosine
 from layerlr_helpers.unfreezing import UnfreezePlan
 
-Schedule = Callable[[Optimizer, int], LRScheduler]
-
-#: Schedules by name, each ``(optimizer, total_steps) -> scheduler``; None is a constant rate.
-SCHEDULES: Mapping[str, Schedule | None] = {
-    "constant": None,
+#: Schedules by name, each ``(optimizer, total_steps) -> scheduler``.
+SCHEDULES: Mapping[str, Callable[[Optimizer, int], LRScheduler]] = {
+    "constant": lambda optimizer, n: ConstantLR(optimizer, factor=1),
     "one-cycle": one_cycle,
     "slanted triangular": slanted_triangular,
     "warm-up and cosine": lambda optimizer, n: warmup_cosine(optimizer, n, warmup_steps=n // 10),
@@ -47,10 +42,9 @@ def rates_over_time(groups: Sequence[LayerGroup], *, head_lr: float, decay: floa
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}; known are {listed(map(repr, SCHEDULES))}")
-    make = SCHEDULES[schedule]
     plan = UnfreezePlan.top_down(groups, plan_every) if plan_every else None
     return preview(param_groups(groups, layer_decay(head_lr, decay)),
-                   None if make is None else lambda optimizer: make(optimizer, total_steps), total_steps, plan=plan)
+                   lambda optimizer: SCHEDULES[schedule](optimizer, total_steps), total_steps, plan=plan)
 
 
 def ratio_drift(rates: pd.DataFrame) -> float:
@@ -67,7 +61,7 @@ def ratio_drift(rates: pd.DataFrame) -> float:
 def explorer(groups: Sequence[LayerGroup], *, total_steps: int = 200):
     """An ipywidgets box with a slider or menu for each knob of :func:`rates_over_time`, the figure and a sentence.
 
-    Needs a running kernel to answer; the figure is a PNG in an Image widget, so any Jupyter front end shows it.
+    It takes a running kernel to answer; without one a notebook shows a text in its place.
 
     Raises:
         ImportError: ipywidgets is not installed.
@@ -85,36 +79,21 @@ def explorer(groups: Sequence[LayerGroup], *, total_steps: int = 200):
         def __repr__(self) -> str:  # what a page without a kernel shows in its place
             return "(an explorer with sliders: run this notebook to use it)"
 
-    shared = {"continuous_update": False, "style": {"description_width": "150px"}, "layout": {"width": "440px"}}
+    def draw(**settings) -> None:
+        rates = rates_over_time(groups, total_steps=total_steps, **settings)
+        show(plot_rates(rates), alt=_in_words(rates))
+        print(_in_words(rates))
+
+    shape = {"style": {"description_width": "150px"}, "layout": {"width": "440px"}}
+    slider = {"continuous_update": False, **shape}  # draws when the slider is let go
     knobs = {
-        "head_lr": widgets.FloatLogSlider(value=3e-3, min=-5, max=-1, step=0.1, description="head rate",
-                                          readout_format=".1e", **shared),
-        "decay": widgets.FloatSlider(value=0.6, min=0.2, max=1.0, step=0.05, description="decay per group", **shared),
-        "schedule": widgets.Dropdown(options=list(SCHEDULES), value="one-cycle", description="schedule",
-                                     style=shared["style"], layout=shared["layout"]),
-        "plan_every": widgets.IntSlider(value=0, min=0, max=max(total_steps // len(groups), 1),
-                                        description="unfreeze one every (steps)", **shared),
+        "head_lr": widgets.FloatLogSlider(3e-3, min=-5, max=-1, description="head rate", readout_format=".1e", **slider),
+        "decay": widgets.FloatSlider(0.6, min=0.2, max=1.0, step=0.05, description="decay per group", **slider),
+        "schedule": widgets.Dropdown(options=list(SCHEDULES), value="one-cycle", description="schedule", **shape),
+        "plan_every": widgets.IntSlider(0, min=0, max=max(total_steps // len(groups), 1),
+                                        description="unfreeze one every (steps)", **slider),
     }
-    picture, sentence = widgets.Image(format="png"), widgets.HTML()
-
-    def redraw(change=None) -> None:
-        rates = rates_over_time(groups, total_steps=total_steps, **{name: knob.value for name, knob in knobs.items()})
-        picture.value, sentence.value = _png(rates), _in_words(rates)
-
-    for knob in knobs.values():
-        knob.observe(redraw, names="value")
-    redraw()
-    return Explorer([*knobs.values(), picture, sentence])
-
-
-def _png(rates: pd.DataFrame) -> bytes:
-    figure = Figure(figsize=(7, 3.6), layout="constrained")  # not pyplot's: nothing to close, no style changed
-    plot_rates(rates, figure.subplots())
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    small = BytesIO()  # 64 colours are enough for lines, and a notebook saved with the widget's state stays small
-    Image.open(buffer).convert("RGB").quantize(64).save(small, format="png", optimize=True)
-    return small.getvalue()
+    return Explorer([*knobs.values(), widgets.interactive_output(draw, knobs)])
 
 
 def _in_words(rates: pd.DataFrame) -> str:

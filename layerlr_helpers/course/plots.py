@@ -1,16 +1,22 @@
-"""The course's figures: one function each, which draws into the Axes it is given (or new ones) and returns them."""
+"""The course's figures: one function each, which draws into the Axes it is given (or new ones) and returns them.
 
-from collections.abc import Sequence
+Each function also writes down what it drew, in words. :func:`show` puts these words beside the picture, for people who
+cannot see it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import make_grid
 
+from layerlr_helpers.course.alt_text import ROOM, alt_text, describe, describe_lines, listed, number, path, scale
 from layerlr_helpers.images import ImageSet
-from layerlr_helpers.intervals import mean_interval
+from layerlr_helpers.intervals import interval_text, mean_interval
 from layerlr_helpers.range_test import RangeTest
 
 
@@ -19,54 +25,96 @@ def depth_colours(n: int) -> list:
     return [plt.cm.viridis(x) for x in np.linspace(0.05, 0.85, n)]
 
 
-def show(figure_or_axes, alt: str) -> None:
+def show(figure_or_axes, alt: str | None = None, **settings) -> None:
     """Show a figure in a notebook with a text alternative, and close it.
 
     The text goes into the notebook's metadata, from where a rendered page takes it for people who do not see the picture.
 
+    Args:
+        figure_or_axes: a figure, one of its Axes, or an array of its Axes.
+        alt: the text, for a figure that does not describe itself; left out, it is the descriptions in its Axes.
+        settings: what to change in the figure before, such as ``dpi=70`` and ``size_inches=(7, 3)``.
+
     Raises:
-        ValueError: an empty text.
+        ValueError: an empty text, or none and nothing in the figure is described.
     """
     from IPython.display import display
 
+    figure = np.ravel(figure_or_axes)[0].figure
+    alt = alt_text(figure) if alt is None else alt
     if not alt.strip():
-        raise ValueError("alt must say what is to be seen in the figure, for those who do not see it")
-
-    first = figure_or_axes if not isinstance(figure_or_axes, (np.ndarray, list, tuple)) else np.ravel(figure_or_axes)[0]
-    figure = getattr(first, "figure", first)
+        raise ValueError("alt must say what is to be seen in the figure, for those who do not see it: draw with a plots.plot_* "
+                         "function, call plots.describe_lines(axes) or plots.describe(axes, '...') before, or pass alt='...'")
+    figure.set(**settings)
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
 
 
-def _axes(axes: Axes | None, width: float = 7, height: float = 4) -> Axes:
-    return axes if axes is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
+def reference_line(axes: Axes, label: str, *, x: float | None = None, y: float | None = None, **style) -> None:
+    """Draw and describe a straight line across the Axes, at ``x`` or at ``y``; make the legend, if any, afterwards."""
+    draw, place, direction = (axes.axhline, y, "horizontal") if x is None else (axes.axvline, x, "vertical")
+    draw(place, label=label, **{"color": "black", "ls": "--"} | style)
+    describe(axes, f"A {direction} line at {number(place)} ({label}).")
+
+
+def panels(titles: Iterable[str], *, columns: int | None = None, **subplots) -> Iterator[tuple[str, Axes]]:
+    """One new figure with Axes for each title, ``columns`` of them side by side (all, if None): gives (title, Axes) pairs.
+
+    ``subplots`` are options of ``plt.subplots``, such as ``figsize`` and ``sharey``.
+    """
+    titles = list(titles)
+    columns = columns or len(titles)
+    _, grid = plt.subplots(-(-len(titles) // columns), columns, squeeze=False, layout="constrained", **subplots)
+    for title, axes in zip(titles, grid.flat, strict=False):
+        axes.set_title(title)
+        yield title, axes
+
+
+def shared_legend(figure, loc: str = "outside lower center", **options) -> None:
+    """Put one legend beside all panels, that of the panel with the most entries, and remove the panels' legends."""
+    handles, labels = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda entries: len(entries[1]))
+    for axes in figure.axes:
+        if axes.get_legend() is not None:
+            axes.get_legend().remove()
+    figure.legend(handles, labels, loc=loc, fontsize=8, **options)
 
 
 def plot_images(data: ImageSet, n: int = 12, *, columns: int = 12, titles: Sequence[str] | None = None) -> np.ndarray:
-    """The first ``n`` images with the names of their classes; returns the array of Axes."""
+    """The first ``n`` images with the names of their classes, or with ``titles``; returns the array of Axes."""
     n = min(n, len(data))
     columns = min(columns, n)
     rows = -(-n // columns)
+    titles = titles if titles is not None else [data.class_names[label] for label in data.labels[:n].tolist()]
     _, grid = plt.subplots(rows, columns, figsize=(columns * 0.85, rows * 1.05), squeeze=False, layout="constrained")
-    for i, axes in enumerate(grid.flat):
+    for axes in grid.flat:
         axes.axis("off")
-        if i < n:
-            axes.imshow(data.images[i].permute(1, 2, 0).numpy())
-            axes.set_title(titles[i] if titles is not None else data.class_names[int(data.labels[i])], fontsize=8)
+    for axes, image, title in zip(grid.flat, data.images[:n], titles, strict=False):
+        axes.imshow(image.permute(1, 2, 0).numpy())
+        axes.set_title(title, fontsize=8)
+    height, width = data.images.shape[-2:]
+    describe(grid[0, 0], f"{n} pictures of {height} by {width} pixels, {columns} in a row, with a title above each.",
+             listed(titles[:n]))
     return grid
+
+
+def filter_smoothness(weight: Tensor) -> Tensor:
+    """For each filter [N, 3, k, k], the correlation of neighbouring pixels: near 0 for noise, near 1 for a smooth picture."""
+    w = weight.detach() - weight.detach().mean((2, 3), keepdim=True)
+    along = (w[..., 1:] * w[..., :-1]).sum((1, 2, 3)) + (w[..., 1:, :] * w[..., :-1, :]).sum((1, 2, 3))
+    return along / (2 * w.square().sum((1, 2, 3)))
 
 
 def plot_filters(weight: Tensor, *, columns: int = 16) -> Axes:
     """The kernels [N, 3, k, k] of a first convolution as little pictures, each stretched to its own range."""
-    low, high = weight.detach().amin((1, 2, 3), keepdim=True), weight.detach().amax((1, 2, 3), keepdim=True)
-    tiles = torch.nn.functional.pad((weight.detach() - low) / (high - low).clamp_min(1e-12), (1, 1, 1, 1), value=1.0)
-    rows = -(-len(tiles) // columns)
-    tiles = torch.cat([tiles, torch.ones(rows * columns - len(tiles), *tiles.shape[1:])])
-    k = tiles.shape[-1]
-    picture = tiles.view(rows, columns, 3, k, k).permute(0, 3, 1, 4, 2).reshape(rows * k, columns * k, 3)
-    axes = _axes(None, columns * 0.5, rows * 0.5)
-    axes.imshow(picture.numpy())
+    weight = weight.detach()
+    low, high = weight.amin((1, 2, 3), keepdim=True), weight.amax((1, 2, 3), keepdim=True)
+    tiles = F.pad((weight - low) / (high - low).clamp_min(1e-12), (1, 1, 1, 1), value=1.0)
+    axes = _axes(None, columns * 0.5, -(-len(tiles) // columns) * 0.5)
+    axes.imshow(make_grid(tiles, nrow=columns, padding=0, pad_value=1.0).permute(1, 2, 0).numpy())
     axes.axis("off")
+    smooth = int((filter_smoothness(weight) > 0.2).sum())
+    describe(axes, f"{len(weight)} filters as small colour pictures, {columns} in a row. {smooth} are smooth, with light and "
+                   "dark sides or bars (neighbouring pixels correlate above 0.2); the others look like noise.")
     return axes
 
 
@@ -83,21 +131,7 @@ def plot_rates(frame: pd.DataFrame, axes: Axes | None = None, *, log: bool = Tru
     axes.set(xlabel="step", ylabel="learning rate", yscale="log" if log else "linear")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), title="group", reverse=True)
-    return axes
-
-
-def plot_history(frame: pd.DataFrame, axes: Axes | None = None, *, smooth: int = 10) -> Axes:
-    """Training loss over steps, as it was and averaged over ``smooth`` steps, with the validation loss if there is one."""
-    axes = _axes(axes)
-    axes.plot(frame["step"], frame["loss"], color="tab:blue", alpha=0.3, label="train, each batch")
-    axes.plot(frame["step"], frame["loss"].rolling(smooth, min_periods=1).mean(), color="tab:blue",
-              label=f"train, mean of {smooth}")
-    if "val_loss" in frame:
-        seen = frame[frame["val_loss"].notna()]
-        axes.plot(seen["step"], seen["val_loss"], "o-", color="tab:orange", label="validation")
-    axes.set(xlabel="step", ylabel="cross-entropy (nats)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    describe_lines(axes)
     return axes
 
 
@@ -106,9 +140,10 @@ def plot_range_test(result: RangeTest, axes: Axes | None = None) -> Axes:
     axes = _axes(axes)
     axes.plot(result.frame["factor"], result.frame["loss"], color="tab:blue", alpha=0.3, label="each batch")
     axes.plot(result.frame["factor"], result.frame["smooth_loss"], color="tab:blue", label="smoothed")
-    if np.isfinite(result.suggestion):
-        axes.axvline(result.suggestion, color="tab:orange", ls="--", label=f"suggested: {result.suggestion:.2g}")
     axes.set(xscale="log", xlabel="factor on the rates", ylabel="cross-entropy (nats)")
+    describe_lines(axes)
+    if np.isfinite(result.suggestion):
+        reference_line(axes, f"suggested: {result.suggestion:.2g}", x=result.suggestion, color="tab:orange")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return axes
@@ -117,13 +152,18 @@ def plot_range_test(result: RangeTest, axes: Axes | None = None) -> Axes:
 def plot_probes(frame: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """Probe accuracy by layer, one line a target, with two standard errors and the level of chance (dotted)."""
     axes = _axes(axes)
-    for (target, rows), colour in zip(frame.groupby("target", sort=False), plt.cm.tab10.colors, strict=False):
+    targets = frame.groupby("target", sort=False)
+    items = []
+    for (target, rows), colour in zip(targets, plt.cm.tab10.colors, strict=False):
+        chance = 100 * rows["chance"].iloc[0]
         axes.errorbar(rows["layer"], 100 * rows["accuracy"], 200 * rows["standard_error"], color=colour, marker="o",
                       capsize=3, label=target)
-        axes.axhline(100 * rows["chance"].iloc[0], color=colour, ls=":", lw=1)
+        axes.axhline(chance, color=colour, ls=":", lw=1)
+        items.append(f"{target}: {path(rows['layer'], 100 * rows['accuracy'], len(targets))}, chance {number(chance)}")
     axes.set(xlabel="layer that the probe reads", ylabel="probe accuracy (%)", ylim=(0, 102))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    describe(axes, "Probe accuracy (%) by the layer that the probe reads, one line for each target.", listed(items))
     return axes
 
 
@@ -134,6 +174,8 @@ def plot_by_layer(frame: pd.DataFrame, value: str, axes: Axes | None = None, *, 
     axes.bar(frame["group"], frame[value], color=depth_colours(len(frame)))
     axes.set(xlabel="layer group", ylabel=label or value, yscale="log" if log else "linear")
     axes.grid(alpha=0.3, axis="y")
+    describe(axes, f"Bars of {label or value}{scale(axes.yaxis)}, one for each layer group.",
+             f"{path(frame['group'], frame[value])}.")
     return axes
 
 
@@ -142,38 +184,47 @@ def plot_comparison(frame: pd.DataFrame, axes: Axes | None = None, *, value: str
 
     ``value`` is a column of the frame; accuracies (0..1) are drawn in percent.
     """
-    strategies = list(dict.fromkeys(frame["strategy"]))
-    axes = _axes(axes, 7, 0.5 * len(strategies) + 1.2)
-    scale = 100 if value == "accuracy" else 1
     label = {"accuracy": "accuracy (%)", "loss": "cross-entropy (nats)", "seconds": "training time (s)"}.get(value, value)
-    for y, strategy in enumerate(strategies):
-        values = scale * frame.loc[frame["strategy"] == strategy, value]
+    unit = 100 if value == "accuracy" else 1
+    runs = {strategy: unit * rows[value] for strategy, rows in frame.groupby("strategy", sort=False)}
+    axes = _axes(axes, 7, 0.5 * len(runs) + 1.2)
+    for y, values in enumerate(runs.values()):
         axes.plot(values, np.full(len(values), y), "o", color="tab:blue", alpha=0.6, label="one run" if y == 0 else None)
         axes.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color="black", lw=2, label="mean" if y == 0 else None)
-    axes.set(yticks=range(len(strategies)), yticklabels=strategies, xlabel=label)
+    axes.set(yticks=range(len(runs)), yticklabels=runs, xlabel=label)
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    describe(axes, f"Each run's {label} as a dot and each strategy's mean as a bar, {len(frame)} runs in all.",
+             "Means, with the lowest and the highest run: " + listed(
+                 [f"{name} {number(values.mean())} ({number(values.min())} to {number(values.max())})"
+                  for name, values in runs.items()]))
     return axes
 
 
 def plot_intervals(table: pd.DataFrame, baseline: str, axes: Axes | None = None, *, live: pd.DataFrame | None = None) -> Axes:
-    """The differences of ``results.paired_intervals`` with their intervals, and a line at the baseline.
+    """The differences of ``paired_intervals`` with their intervals, and a line at the baseline.
 
     ``live``, the frame of a ``compare`` that has the baseline too, adds a cross for each run: the difference on its seed.
     """
     rows = table.drop(index=baseline)
     axes = _axes(axes, 7, 0.35 * len(rows) + 1.2)
     place = {name: i for i, name in enumerate(rows.index)}
+    recorded = f"{rows['seeds'].max()} recorded seeds, mean and 95 %"
     axes.errorbar(rows["difference"], list(place.values()),
                   xerr=[rows["difference"] - rows["low"], rows["high"] - rows["difference"]],
-                  fmt="o", color="tab:blue", capsize=3, label=f"{rows['seeds'].max()} recorded seeds, mean and 95 %")
+                  fmt="o", color="tab:blue", capsize=3, label=recorded)
+    describe(axes, f"Accuracy minus that of {baseline} on the same seeds, in points: {recorded} interval, and a line at 0.",
+             listed([f"{name} {interval_text(row)}" for name, row in rows.iterrows()], ROOM - 100))
     if live is not None:
         runs = 100 * live.pivot(index="seed", columns="strategy", values="accuracy")
         gaps = runs.sub(runs[baseline], axis=0).drop(columns=baseline).melt(var_name="strategy").dropna()
         below = gaps["strategy"].map(place) + 0.25  # beside the interval, not under it
         axes.plot(gaps["value"], below, "x", color="tab:orange", label="run here, one seed")
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        crosses = [f"{name} {' and '.join(f'{value:+.1f}' for value in values)}"
+                   for name, values in gaps.groupby("strategy", sort=False)["value"] if name in place]
+        describe(axes, "Crosses, one seed run here: " + listed(crosses, room=150))
     axes.axvline(0, color="black", lw=1)
     axes.set(xlabel=f"accuracy minus that of {baseline} on the same seeds (points)", ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(list(place.values()), list(place))
@@ -188,16 +239,22 @@ def plot_curves(rows: pd.DataFrame, x: str, axes: Axes | None = None, *, live: p
     Numbers are put on a logarithmic axis, anything else side by side. ``live`` are further runs, drawn as crosses.
     """
     axes = _axes(axes)
-    for (strategy, runs), colour in zip(rows.groupby("strategy", sort=False), plt.cm.tab10.colors, strict=False):
-        means = pd.DataFrame({at: mean_interval(100 * of_it["accuracy"]) for at, of_it in runs.groupby(x, sort=False)}).T
+    strategies = rows.groupby("strategy", sort=False)
+    items, crosses = [], []
+    for (strategy, runs), colour in zip(strategies, plt.cm.tab10.colors, strict=False):
+        means = pd.DataFrame({place: mean_interval(100 * same["accuracy"]) for place, same in runs.groupby(x, sort=False)}).T
         axes.errorbar(means.index, means["mean"], [means["mean"] - means["low"], means["high"] - means["mean"]],
                       color=colour, marker="o", ms=4, capsize=3, label=strategy)
-        if live is not None:
-            mine = live[live["strategy"] == strategy]
-            axes.plot(mine[x], 100 * mine["accuracy"], "x", color=colour, ms=8)
+        items.append(f"{strategy}: {path(means.index, means['mean'], len(strategies))}")
+        if live is not None and not (live_runs := live[live["strategy"] == strategy]).empty:
+            axes.plot(live_runs[x], 100 * live_runs["accuracy"], "x", color=colour, ms=8)
+            crosses.append(f"{strategy} {path(live_runs[x], 100 * live_runs['accuracy'])}")
+    axes.set(xlabel=label or x, ylabel="test accuracy (%)")
+    describe(axes, f"Test accuracy (%) over {label or x}, one line for each strategy: mean and 95 %.",
+             listed(items, ROOM - 100))
     if live is not None:
         axes.plot([], [], "x", color="black", label="run here, one seed")
-    axes.set(xlabel=label or x, ylabel="test accuracy (%)")
+        describe(axes, "Crosses, one seed run here: " + listed(crosses, room=150))
     if pd.api.types.is_numeric_dtype(rows[x]):  # setting any scale, even "linear", would wipe the names of categories
         axes.set_xscale("log")
         axes.set_xticks(ticks := sorted(rows[x].unique()), [f"{value:g}" for value in ticks])
@@ -210,11 +267,18 @@ def plot_curves(rows: pd.DataFrame, x: str, axes: Axes | None = None, *, live: p
 def plot_heatmap(table: pd.DataFrame, axes: Axes | None = None, *, label: str = "accuracy (%)") -> Axes:
     """A table of numbers as coloured cells with the numbers, rounded to whole ones, in them; missing ones stay empty."""
     axes = _axes(axes, 1.1 * table.shape[1] + 2, 0.5 * table.shape[0] + 1.3)
-    picture = axes.imshow(table.to_numpy(dtype=float), aspect="auto", cmap="viridis")
+    numbers = table.to_numpy(dtype=float)
+    picture = axes.imshow(numbers, aspect="auto", cmap="viridis")
     middle = np.nanmean(picture.get_clim())
-    for (row, column), number in np.ndenumerate(table.to_numpy(dtype=float)):
-        if not np.isnan(number):
-            axes.text(column, row, f"{number:.0f}", ha="center", va="center", color="black" if number > middle else "white")
+    for (row, column), value in np.ndenumerate(numbers):
+        if not np.isnan(value):
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="black" if value > middle else "white")
     axes.set(xticks=range(table.shape[1]), xticklabels=table.columns, yticks=range(table.shape[0]), yticklabels=table.index)
     axes.figure.colorbar(picture, ax=axes, label=label)
+    describe(axes, f"A table in colours of {label}, {table.shape[0]} rows and {table.shape[1]} columns.",
+             listed([f"{name}: {path(row.index, row, len(table))}" for name, row in table.iterrows()]))
     return axes
+
+
+def _axes(axes: Axes | None, width: float = 7, height: float = 4) -> Axes:
+    return axes if axes is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]

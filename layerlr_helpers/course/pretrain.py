@@ -1,4 +1,4 @@
-"""Make the course's pretrained ResNet-18 from nothing: ``python -m layerlr_helpers.course.pretrain``.
+"""Make the course's pretrained ResNet-18 from random weights: ``python -m layerlr_helpers.course.pretrain``.
 
 Trains on rendered glyphs and writes the weights as fp16. Interrupt it whenever you like: the same command goes on
 from the last checkpoint. The same seed gives the same data, the same initial weights and the same order of batches.
@@ -7,9 +7,7 @@ from the last checkpoint. The same seed gives the same data, the same initial we
 import argparse
 import hashlib
 import json
-import os
 import platform
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +17,8 @@ from torchvision.models import resnet18
 
 from layerlr_helpers.course.data import printed_glyphs
 from layerlr_helpers.course.scenes import GLYPHS
-from layerlr_helpers.models import read_checkpoint
+from layerlr_helpers.files import write_whole
+from layerlr_helpers.guards import seeded
 from layerlr_helpers.training import evaluate, fast_autocast, fit
 
 UNSEEN_SEED = 1_000_003  # test glyphs: never a seed to train with
@@ -27,52 +26,59 @@ UNSEEN_SEED = 1_000_003  # test glyphs: never a seed to train with
 
 def main(arguments: list[str] | None = None) -> dict:
     """Run the command; returns what it prints at the end."""
-    options = _parser().parse_args(arguments)
-    report = check(Path(options.check)) if options.check else make(options)
+    parser = argparse.ArgumentParser(prog="python -m layerlr_helpers.course.pretrain", description=__doc__.splitlines()[0])
+    parser.add_argument("--glyphs", type=int, default=50_000, help="images to train on (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=4, help="passes over them (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of data, weights and order (default %(default)s)")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="train nothing; report on the weights in this file")
+    parser.add_argument("--output", type=Path, default="data/resnet18_glyphs.pt", help="file to write (default %(default)s)")
+    options = parser.parse_args(arguments)
+    report = check(options.check) if options.check else make(options.output, options.glyphs, options.epochs, options.seed)
     print(json.dumps(report, indent=2))
     return report
 
 
-def make(options: argparse.Namespace) -> dict:
-    """Train, write the weights and report on both."""
-    output = Path(options.output)
+def make(output: Path, glyphs: int, epochs: int, seed: int) -> dict:
+    """Train, write the weights as fp16 (whole numbers stay as they are) and report on both."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    # The name says which run it is of, so that a run with other settings does not take it for its own.
-    checkpoint = output.with_name(f"{output.stem}-{options.glyphs}-{options.epochs}-{options.seed}.checkpoint")
-    model = pretrain(options.glyphs, options.epochs, options.seed, checkpoint=checkpoint)
-    digest = write_weights(model, output)
+    # The checkpoint's name says which run it is of, so that a run with other settings does not go on from it.
+    checkpoint = output.with_name(f"{output.stem}-{glyphs}-{epochs}-{seed}.checkpoint")
+    model = pretrain(glyphs, epochs, seed, checkpoint=checkpoint)
+    state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    write_whole(output, lambda path: torch.save(state, path))
     checkpoint.unlink(missing_ok=True)
-    return {"file": output.name, "sha256": digest, "bytes": output.stat().st_size, "unseen_accuracy": unseen_accuracy(model),
-            "glyphs": options.glyphs, "epochs": options.epochs, "seed": options.seed,
-            "python": platform.python_version(), "torch": torch.__version__, "matplotlib": matplotlib.__version__,
-            "autocast": str(fast_autocast())}
+    return {**_report(output, model), "glyphs": glyphs, "epochs": epochs, "seed": seed, "python": platform.python_version(),
+            "torch": torch.__version__, "matplotlib": matplotlib.__version__, "autocast": str(fast_autocast())}
 
 
 def check(path: Path) -> dict:
     """Report on weights that were written before."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     model = resnet18(num_classes=len(GLYPHS))
-    model.load_state_dict(read_checkpoint(path, digest))
-    return {"file": path.name, "sha256": digest, "bytes": path.stat().st_size, "unseen_accuracy": unseen_accuracy(model)}
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return _report(path, model)
 
 
-def pretrain(glyphs: int, epochs: int, seed: int, *, checkpoint: Path, batch_size: int = 64,
-             image_size: int = 64) -> torch.nn.Module:
-    """Train a ResNet-18 on ``glyphs`` rendered letters and return it; goes on from ``checkpoint`` if it exists.
+def _report(path: Path, model: torch.nn.Module) -> dict:
+    content = path.read_bytes()
+    return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
+            "unseen_accuracy": unseen_accuracy(model)}
 
-    AdamW (weight decay 0.01) with a one-cycle schedule to 2e-3, cross-entropy, no augmentation but the rendering.
+
+def pretrain(glyphs: int, epochs: int, seed: int, *, checkpoint: Path) -> torch.nn.Module:
+    """Train a ResNet-18 on ``glyphs`` rendered letters of 64 pixels and return it; goes on from ``checkpoint`` if it exists.
+
+    AdamW (weight decay 0.01) with a one-cycle schedule to 2e-3, cross-entropy, batches of 64, no augmentation.
 
     Raises:
         ValueError: less than one batch or one epoch, or the seed of the unseen glyphs.
     """
-    if glyphs < batch_size or epochs < 1:
-        raise ValueError(f"pretraining takes at least {batch_size} glyphs (one batch) and one epoch, not {glyphs} and {epochs}")
+    if glyphs < 64 or epochs < 1:
+        raise ValueError(f"pretraining takes at least 64 glyphs (one batch) and one epoch, not {glyphs} and {epochs}")
     if seed == UNSEEN_SEED:
         raise ValueError(f"seed {seed} makes the glyphs that the network is tested on; take another")
-    data = printed_glyphs(glyphs, image_size=image_size, seed=seed)
-    loader = DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    data = printed_glyphs(glyphs, seed=seed)
+    loader = DataLoader(data, 64, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed))
+    with seeded(seed):
         model = resnet18(num_classes=len(GLYPHS))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=epochs * len(loader))
@@ -86,24 +92,5 @@ def unseen_accuracy(model: torch.nn.Module, n: int = 2000) -> float:
     return evaluate(model, DataLoader(printed_glyphs(n, seed=UNSEEN_SEED), 256, generator=torch.Generator()))["accuracy"]
 
 
-def write_weights(model: torch.nn.Module, path: Path) -> str:
-    """Write the model's state as fp16 (whole numbers stay as they are), atomically; returns the file's sha256."""
-    state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m layerlr_helpers.course.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("--glyphs", type=int, default=50_000, help="images to train on (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=4, help="passes over them (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of data, weights and order (default %(default)s)")
-    parser.add_argument("--check", metavar="FILE", help="train nothing; report on the weights in this file")
-    parser.add_argument("--output", default="data/resnet18_glyphs.pt", help="file to write (default %(default)s)")
-    return parser
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -6,11 +6,10 @@ pages and ends with a table. A notebook that breaks is reported with its cell an
 
 import argparse
 import base64
-import copy
 import os
-import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -20,22 +19,26 @@ from latex2mathml.converter import convert
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from tqdm import tqdm
+
+from layerlr_helpers.files import write_whole
 
 BROKEN = "BROKEN, see below"
 
-# nbconvert's own page, and each picture with the text that plots.show stored beside it, which nbconvert leaves out.
+# nbconvert's own page with two additions: each picture has the text that plots.show stored beside it, and the code of a
+# cell with the tag hide-input is folded, as JupyterLab folds it.
 PAGE = """
 {%- extends "index.html.j2" -%}
 {%- block data_png scoped -%}
 {%- set alt = output | get_metadata("alt", "image/png") -%}
 {{- super() | replace("<img ", '<img alt="' ~ (alt | escape_html) ~ '" ', 1) if alt else super() -}}
 {%- endblock data_png -%}
+{%- block input_group -%}
+{%- set folded = "hide-input" in cell.metadata.get("tags", []) -%}
+{{- "<details><summary>Show the code</summary>" if folded }}{{ super() }}{{ "</details>" if folded -}}
+{%- endblock input_group -%}
 """
-
-
-CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)  # in which a dollar is a dollar
-FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -50,26 +53,31 @@ class Outcome:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the number of notebooks that broke."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m layerlr_helpers.course", description=__doc__.splitlines()[0])
+    parser.add_argument("--notebooks", default="notebooks", help="folder of the notebooks (default %(default)s)")
+    parser.add_argument("--output", default="build/course", help="folder to write to (default %(default)s)")
+    parser.add_argument("--in-place", action="store_true", help="also store the executed notebooks where they came from")
+    options = parser.parse_args(arguments)
+
     paths = sorted(Path(options.notebooks).glob("*.ipynb"))
     if not paths:
         raise SystemExit(f"no notebooks in {options.notebooks}; run this from the course's folder, or pass --notebooks")
     outcomes = [run_notebook(path, Path(options.output), in_place=options.in_place, number=f"{i}/{len(paths)}")
                 for i, path in enumerate(paths, start=1)]
-    table = pd.DataFrame([{"notebook": o.notebook, "seconds": round(o.seconds), "result": o.result} for o in outcomes])
-    print(table.to_string(index=False, justify="left"))
-    print(f"{sum(o.seconds for o in outcomes):.0f} seconds in all; pages are in {options.output}")
-    broken = [o for o in outcomes if o.error]
+    table = pd.DataFrame(outcomes).drop(columns="error")
+    print(table.to_string(index=False, justify="left", float_format="%.0f"))
+    print(f"{table['seconds'].sum():.0f} seconds in all; pages are in {options.output}")
+    broken = [outcome for outcome in outcomes if outcome.error]
     for outcome in broken:
         print(f"\n{outcome.notebook} broke at {outcome.error}", file=sys.stderr)
     return len(broken)
 
 
-def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: str = "1/1", timeout: int = 900) -> Outcome:
+def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: str = "1/1", timeout: int = 3600) -> Outcome:
     """Execute one notebook in a clean kernel and write it, executed, and its page to ``output``.
 
     ``in_place`` also stores the executed notebook over ``path`` and the figure of its cell tagged ``picture`` in
-    ``images/`` beside it, unless it broke. A cell may take ``timeout`` seconds.
+    ``images/`` beside it, unless it broke. A cell may take ``timeout`` seconds; only one that hangs reaches an hour.
     """
     start = perf_counter()
     try:
@@ -78,13 +86,35 @@ def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: st
         return Outcome(path.stem, perf_counter() - start, BROKEN, f"reading the file:\n{failure}")
     error = _execute(notebook, path.parent, f"{number} {path.stem}", timeout)
     seconds = perf_counter() - start
+
     output.mkdir(parents=True, exist_ok=True)
-    _write(output / path.name, nbformat.writes(notebook) + "\n")
-    _write(output / f"{path.stem}.html", HTMLExporter(raw_template=PAGE).from_notebook_node(_with_formulas(notebook))[0])
+    write_whole(output / path.name, partial(nbformat.write, notebook))
+    write_whole(output / f"{path.stem}.html", partial(Path.write_text, data=page(notebook), encoding="utf-8"))
     if in_place and error is None:
-        _write(path, nbformat.writes(notebook) + "\n")
-        _write_picture(notebook, path.parent / "images" / f"{path.stem}.png")
-    return Outcome(path.stem, seconds, BROKEN if error else _result(notebook), error)
+        write_whole(path, partial(nbformat.write, notebook))
+        if outputs := _outputs(notebook, "picture"):
+            (figure,) = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+            picture = path.parent / "images" / f"{path.stem}.png"
+            picture.parent.mkdir(exist_ok=True)
+            write_whole(picture, partial(Path.write_bytes, data=base64.b64decode(figure)))
+    result = "".join(output.get("text", "") for output in _outputs(notebook, "result")).strip()
+    return Outcome(path.stem, seconds, BROKEN if error else result, error)
+
+
+def page(notebook) -> str:
+    """An executed notebook as an HTML page, whose formulas need no network."""
+    markdown = MarkdownWithMath(renderer=_WithMathML(escape=False))
+    return HTMLExporter(raw_template=PAGE, filters={"markdown2html": markdown.render}).from_notebook_node(notebook)[0]
+
+
+class _WithMathML(IPythonRenderer):
+    """Writes formulas as MathML, which a browser draws by itself; nbconvert's own pages fetch a library for them."""
+
+    def block_math(self, body: str) -> str:
+        return convert(body, display="block")
+
+    def inline_math(self, body: str) -> str:
+        return convert(body)
 
 
 def _execute(notebook, folder: Path, title: str, timeout: int) -> str | None:
@@ -109,51 +139,6 @@ def _execute(notebook, folder: Path, title: str, timeout: int) -> str | None:
     return None
 
 
-def _with_formulas(notebook):
-    """A copy with its formulas as MathML, which a browser draws without a network; nbconvert's pages fetch a library for it."""
-    notebook = copy.deepcopy(notebook)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = _mathml(cell.source)
-        for output in cell.get("outputs", []):
-            if "text/markdown" in output.get("data", {}):
-                output.data["text/markdown"] = _mathml(output.data["text/markdown"])
-    return notebook
-
-
-def _mathml(text: str) -> str:
-    parts = CODE.split(text)
-    parts[::2] = [FORMULA.sub(lambda found: convert(found[1] or found[2], display="block" if found[1] else "inline"), part)
-                  for part in parts[::2]]
-    return "".join(parts)
-
-
-def _result(notebook) -> str:
-    """What the cell tagged ``result`` printed."""
-    for cell in notebook.cells:
-        if "result" in cell.metadata.get("tags", []):
-            return "".join(output.get("text", "") for output in cell.outputs).strip()
-    return ""
-
-
-def _write_picture(notebook, path: Path) -> None:
-    """Write the figure of the cell tagged ``picture``, if there is one: the README shows it."""
-    for cell in notebook.cells:
-        if "picture" in cell.metadata.get("tags", []):
-            (figure,) = (output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
-            path.parent.mkdir(exist_ok=True)
-            _write(path, base64.b64decode(figure))
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m layerlr_helpers.course", description=__doc__.splitlines()[0])
-    parser.add_argument("--notebooks", default="notebooks", help="folder of the notebooks (default %(default)s)")
-    parser.add_argument("--output", default="build/course", help="folder to write to (default %(default)s)")
-    parser.add_argument("--in-place", action="store_true", help="also store the executed notebooks where they came from")
-    return parser
+def _outputs(notebook, tag: str) -> list:
+    """The outputs of the cells that have a tag."""
+    return [output for cell in notebook.cells if tag in cell.metadata.get("tags", []) for output in cell.outputs]

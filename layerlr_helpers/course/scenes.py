@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 BACKGROUNDS = ("flat", "gradient", "stripes", "blobs")
 
@@ -22,14 +23,11 @@ CYRILLIC = "БДЖЗИЛУЦЧШЭЮЯ"
 GLYPHS = tuple(LATIN + GREEK + CYRILLIC)
 
 # The text fonts that matplotlib ships and that have all three alphabets.
-_DEJAVU = {
-    "Sans": ("", "-Bold", "-Oblique", "-BoldOblique"),
-    "SansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
-    "Serif": ("", "-Bold", "-Italic", "-BoldItalic"),
-}
 FONTS = (
-    *(f"DejaVu{family}{style}" for family, styles in _DEJAVU.items() for style in styles),
-    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique",
+    "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic",
+    "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta",
 )
 
 _CHUNK = 512  # images rendered at once: large enough to vectorise, small enough to stay in the cache
@@ -77,16 +75,12 @@ def render(masks: Tensor, mask_index: Tensor, factors: dict[str, Tensor], genera
     for start in range(0, len(mask_index), _CHUNK):
         rows = slice(start, start + _CHUNK)
         part = {name: values[rows] for name, values in factors.items()}
-        mask = _pose(masks[mask_index[rows]][:, None], part)
-        ground = _mix(part["background_colour"], part["second_colour"], _texture(part, size, generator))
-        scene = torch.lerp(ground, part["foreground_colour"][:, :, None, None], mask)
+        first, second, foreground = (part[f"{name}_colour"][..., None, None] for name in ("background", "second", "foreground"))
+        background = torch.lerp(first, second, _texture(part, size, generator))
+        scene = torch.lerp(background, foreground, _pose(masks[mask_index[rows]][:, None], part))
         grain = torch.randn(scene.shape, generator=generator).mul_(part["noise"][:, None, None, None])
         images[rows] = scene.add_(grain).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
     return images
-
-
-def _mix(first: Tensor, second: Tensor, amount: Tensor) -> Tensor:
-    return torch.lerp(first[:, :, None, None], second[:, :, None, None], amount)
 
 
 def _pose(masks: Tensor, factors: dict[str, Tensor]) -> Tensor:
@@ -136,16 +130,12 @@ def glyph_masks(size: int) -> Tensor:
     for f, name in enumerate(FONTS):
         font = ImageFont.truetype(str(folder / f"{name}.ttf"), round(size * 0.8))
         for g, glyph in enumerate(GLYPHS):
-            masks[f, g] = _draw(glyph, font, size)
+            left, top, right, bottom = font.getbbox(glyph)
+            canvas = Image.new("L", (size, size))
+            corner = ((size - right - left) / 2, (size - bottom - top) / 2)
+            ImageDraw.Draw(canvas).text(corner, glyph, fill=255, font=font)
+            masks[f, g] = pil_to_tensor(canvas)[0] / 255
     return masks.flatten(0, 1)
-
-
-def _draw(glyph: str, font: ImageFont.FreeTypeFont, size: int) -> Tensor:
-    left, top, right, bottom = font.getbbox(glyph)
-    canvas = Image.new("L", (size, size))
-    corner = ((size - right - left) / 2, (size - bottom - top) / 2)
-    ImageDraw.Draw(canvas).text(corner, glyph, fill=255, font=font)
-    return torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(size, size) / 255
 
 
 def digit_masks(scans: Tensor, size: int) -> Tensor:

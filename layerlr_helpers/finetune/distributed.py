@@ -1,7 +1,7 @@
 """Several processes that train one network as one process would: the same batches, the same gradient.
 
-``torchrun`` starts the processes; torch's DistributedDataParallel averages their gradients. What is here makes that average
-the mean over the whole batch, also where the batch cannot be shared evenly, and keeps the processes' checkpoints in step.
+``torchrun`` starts the processes, and torch's DistributedDataParallel averages their gradients. This module makes that average
+the gradient of the mean over the whole batch, also where the batch cannot be divided evenly, and synchronises checkpoints.
 """
 
 import os
@@ -22,108 +22,107 @@ from layerlr_helpers.files import write_whole
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes that train together, seen from process number ``rank`` of ``size``, which computes on ``device``."""
+class DistributedContext:
+    """This process among those that train together: number ``rank`` of ``world_size``, computing on ``device``."""
 
     rank: int
-    size: int
+    world_size: int
     device: torch.device
 
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
+    def barrier(self) -> None:
+        """Wait until all processes have come this far."""
+        if self.world_size > 1:
             dist.barrier()
 
-    def wrapped(self, model: nn.Module, *, unused: bool) -> nn.Module:
-        """The model, within DistributedDataParallel if there are several processes; ``unused`` if some layers may be frozen."""
-        if self.size == 1:
+    def wrap(self, model: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
+        """Return the model, in DistributedDataParallel if there are several processes."""
+        if self.world_size == 1:
             return model
         gpus = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=gpus, find_unused_parameters=unused)
+        return DistributedDataParallel(model, device_ids=gpus, find_unused_parameters=find_unused_parameters)
 
 
 @contextmanager
-def team(device: str) -> Iterator[Team]:
-    """The team that torchrun describes in the environment, connected inside: by gloo on ``"cpu"``, by nccl on ``"cuda"``.
+def distributed_context(device: str) -> Iterator[DistributedContext]:
+    """Connect the processes that torchrun started: by gloo on the device ``"cpu"``, by nccl on ``"cuda"``.
 
-    A process group that is there already is used, and left as it is. Without either, it is a team of one.
+    A process group that exists already is used, and not closed at the end. Without either, this process trains alone.
 
     Raises:
-        ValueError: fewer GPUs on this machine than processes that want one.
+        ValueError: this machine has fewer GPUs than processes.
     """
-    there = dist.is_initialized()
-    rank, size = (dist.get_rank(), dist.get_world_size()) if there else (_number("RANK", 0), _number("WORLD_SIZE", 1))
-    here = torch.device("cpu")
-    if device == "cuda":
-        gpus, wanted = torch.cuda.device_count(), _number("LOCAL_WORLD_SIZE", 1)
-        if gpus < wanted:
-            raise ValueError(f"cuda takes a GPU for each of the {wanted} process(es) on this machine, which has {gpus}; start "
-                             "fewer processes, or use the device cpu")
-        here = torch.device("cuda", _number("LOCAL_RANK", 0))
-    if size > 1 and not there:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=here if device == "cuda" else None)
+    def from_environment(name: str, default: int) -> int:
+        return int(os.environ.get(name, default))
+
+    connected, on_gpu = dist.is_initialized(), device == "cuda"
+    rank = dist.get_rank() if connected else from_environment("RANK", 0)
+    world_size = dist.get_world_size() if connected else from_environment("WORLD_SIZE", 1)
+    processes = from_environment("LOCAL_WORLD_SIZE", 1)
+    if on_gpu and (gpus := torch.cuda.device_count()) < processes:
+        raise ValueError(f"cuda takes a GPU for each of the {processes} process(es) on this machine, which has {gpus}; start "
+                         "fewer processes, or use the device cpu")
+    process_device = torch.device("cuda", from_environment("LOCAL_RANK", 0)) if on_gpu else torch.device("cpu")
+    must_connect = world_size > 1 and not connected
+    if must_connect:
+        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=process_device if on_gpu else None)
     try:
-        # What names no device (a seed, a barrier) is then about this process's GPU too.
-        with torch.cuda.device(here) if device == "cuda" else nullcontext():
-            yield Team(rank, size, here)
+        # Calls that name no device (seeds, barriers) then use this process's GPU.
+        with torch.cuda.device(process_device) if on_gpu else nullcontext():
+            yield DistributedContext(rank, world_size, process_device)
     finally:
-        if size > 1 and not there:
+        if must_connect:
             dist.destroy_process_group()
 
 
-class SharedBatches(Sampler):
-    """Each epoch's images in random order, in batches of nearly equal size, and of each batch one process's part.
+class DistributedBatchSampler(Sampler):
+    """Random batches of nearly equal size, and of each batch the part of one process.
 
-    A last batch of two images would make a poor step, and leave a third process without any. So the images are spread over as
-    many batches as are needed: 101 images in batches of at most 20 are five of 17 and one of 16. All processes need a
-    ``generator`` in the same state.
+    As few batches as possible share the images evenly: 101 images in batches of at most 20 are five of 17 and one of 16,
+    because a last batch of a single image would make a poor step, and leave a second process without any image.
+    The ``generator`` must be in the same state in all processes.
     """
 
-    def __init__(self, images: int, batch_size: int, generator: torch.Generator, *, rank: int = 0, processes: int = 1):
-        self.images, self.generator, self.rank, self.processes = images, generator, rank, processes
+    def __init__(self, images: int, batch_size: int, generator: torch.Generator, *, rank: int = 0, world_size: int = 1):
+        self.images, self.generator, self.rank, self.world_size = images, generator, rank, world_size
         self.batches = -(-images // batch_size)
 
     @property
-    def smallest(self) -> int:
-        """The number of images of the smallest part."""
-        return self.images // self.batches // self.processes
+    def smallest_part(self) -> int:
+        """The number of images of the smallest part that a process gets."""
+        return self.images // self.batches // self.world_size
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in torch.randperm(self.images, generator=self.generator).tensor_split(self.batches):
-            yield batch[self.rank::self.processes].tolist()
+            yield batch[self.rank::self.world_size].tolist()
 
 
-def shared_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy over the images of all processes; the gradient is this process's part of the mean's.
+def distributed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy over the images of all processes, with the gradient that DistributedDataParallel needs.
 
-    DistributedDataParallel averages the processes' gradients as if all had as many images. Where one has 9 and the other 8,
-    each of the 8 would count for more; so here every process counts by its number of images.
+    DistributedDataParallel averages the gradients as if every process had the same number of images. So each process's sum is
+    divided by the mean number of images a process, and the average is the gradient of the mean over the whole batch.
     """
-    own = F.cross_entropy(logits, labels, reduction="sum")
-    total = torch.stack([own.detach(), own.new_tensor(len(labels))])
-    dist.all_reduce(total)
-    share = own * (dist.get_world_size() / total[1])
-    return share + (total[0] / total[1] - share.detach())
+    local_sum = F.cross_entropy(logits, labels, reduction="sum")
+    totals = torch.stack([local_sum.detach(), local_sum.new_tensor(len(labels))])  # sum of the losses, number of images
+    dist.all_reduce(totals)
+    local_part = local_sum * (dist.get_world_size() / totals[1])
+    return local_part + (totals[0] / totals[1] - local_part.detach())  # the whole batch's value, the local part's gradient
 
 
-def level(paths: Sequence[Path]) -> None:
-    """Bring the processes' checkpoints of ``fit`` to one step, if a kill came when some were written and others not yet.
+def synchronise_checkpoints(paths: Sequence[Path]) -> None:
+    """Bring the processes' checkpoints of ``fit`` to one step, if the run was killed between writing one and another.
 
-    Those behind become copies of the first of the furthest. All hold the same weights, which the processes keep equal; only
-    random numbers in the network (dropout) are then those of the process that was copied.
+    Those that are behind become copies of the first of the latest. The weights are the same in all processes; only random
+    numbers in the network (dropout) are then those of the process whose checkpoint was copied.
 
     Raises:
-        CheckpointError: one of them is damaged, or no checkpoint of ``fit``.
+        CheckpointError: a file is damaged, or is no checkpoint of ``fit``.
     """
     steps = [checkpoints.step(path) if path.exists() else -1 for path in paths]
-    furthest = paths[steps.index(max(steps))]
+    latest = paths[steps.index(max(steps))]
     for path, step in zip(paths, steps, strict=True):
         if step < max(steps):
-            write_whole(path, lambda temporary: temporary.write_bytes(furthest.read_bytes()))
-
-
-def _number(variable: str, otherwise: int) -> int:
-    return int(os.environ.get(variable, otherwise))
+            write_whole(path, lambda temporary: temporary.write_bytes(latest.read_bytes()))

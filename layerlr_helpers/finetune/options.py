@@ -1,4 +1,4 @@
-"""The options of the fine-tuning command, and the strategies among which one of them chooses."""
+"""The options of the fine-tuning command, and the strategies among which ``--strategy`` chooses."""
 
 import argparse
 from collections.abc import Callable
@@ -12,22 +12,26 @@ from layerlr_helpers import recipes
 from layerlr_helpers.naming import matching
 from layerlr_helpers.param_groups import Rates, head_and_backbone, layer_decay, uniform
 
-# The two that are left out train with a second classifier, which would need a second new head.
+# The two models that are left out train with a second classifier, which would need a second new head.
 MODELS = sorted(set(torchvision.models.list_models(module=torchvision.models)) - {"googlenet", "inception_v3"})
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A strategy: the head's default rate, the rates and the plan that follow from the options, and which options it takes.
+class Strategy:
+    """A named way to fine-tune: how fast each layer learns, and from when.
 
-    The default is for weights from printed glyphs, and for none; ImageNet's weights get a tenth of it.
+    Attributes:
+        default_lr: the head's rate if ``--lr`` is not given, for glyph or random weights; ImageNet's get a tenth of it.
+        rates: makes the rates of the layers from the options.
+        plan: when each layer unfreezes; None trains all layers from the start.
+        rate_options: the options beside ``lr`` that ``rates`` reads. Other strategies refuse them.
     """
 
-    lr: float
+    default_lr: float
     rates: Callable[[argparse.Namespace], Rates]
     plan: recipes.Plan | None = None
-    takes: tuple[str, ...] = ()
+    rate_options: tuple[str, ...] = ()
 
 
 def _two_rates(options: argparse.Namespace) -> Rates:
@@ -35,23 +39,23 @@ def _two_rates(options: argparse.Namespace) -> Rates:
 
 
 STRATEGIES = {
-    "uniform": Recipe(1e-3, lambda options: uniform(options.lr)),
-    "two-rates": Recipe(3e-3, _two_rates, takes=("backbone_lr",)),
-    "layer-decay": Recipe(3e-3, lambda options: layer_decay(options.lr, options.decay), takes=("decay",)),
-    "head-only": Recipe(1e-2, lambda options: uniform(options.lr), recipes.head_only),
-    "gradual": Recipe(3e-3, _two_rates, recipes.gradual, takes=("backbone_lr",)),
-    "head-then-all": Recipe(3e-3, _two_rates, recipes.head_then_all, takes=("backbone_lr",)),
+    "uniform": Strategy(1e-3, lambda options: uniform(options.lr)),
+    "two-rates": Strategy(3e-3, _two_rates, rate_options=("backbone_lr",)),
+    "layer-decay": Strategy(3e-3, lambda options: layer_decay(options.lr, options.decay), rate_options=("decay",)),
+    "head-only": Strategy(1e-2, lambda options: uniform(options.lr), recipes.head_only),
+    "gradual": Strategy(3e-3, _two_rates, recipes.gradual, rate_options=("backbone_lr",)),
+    "head-then-all": Strategy(3e-3, _two_rates, recipes.head_then_all, rate_options=("backbone_lr",)),
 }
 
 
-def _whole(text: str) -> int:
+def _positive_integer(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or above, not {number}")
     return number
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Make the command's parser."""
     result = argparse.ArgumentParser(prog="python -m layerlr_helpers.finetune", description=description,
                                      usage="%(prog)s --output OUT [--data DIR] [--strategy NAME] [more options: see --help]",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,17 +63,19 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--output", metavar="OUT", required=True, type=expanduser, help="folder for the results; it is made if it is not there")
     add("--data", metavar="DIR", type=expanduser,
         help="folder of images, one subfolder a class (default: the built-in digits)")
-    # Nothing where it is not given, so that it is not among the settings, as it was not before there was this option.
+    # The default None leaves the option out of settings.json.
     add("--skip-unreadable", action="store_true", default=None, help="leave out images that cannot be read, with a warning")
     add("--strategy", choices=STRATEGIES, default="layer-decay",
         help="which layers learn, how fast, and from when (default %(default)s)")
     add("--lr", type=float, help="peak rate of the head (default: by strategy, a tenth of it for ImageNet's weights)")
     add("--decay", type=float, help="of layer-decay: each layer's rate over that of the next one (default 0.5)")
     add("--backbone-lr", type=float, help="of two-rates, gradual, head-then-all: the other layers' rate (default: lr / 10)")
-    add("--epochs", type=_whole, default=20, help="passes over the training images (default %(default)s)")
-    add("--batch-size", type=_whole, default=20, help="most images a step, of all processes together (default %(default)s)")
-    add("--image-size", type=_whole, help="pixels of a side (default 128, of the digits 64)")
-    add("--per-class", type=_whole, help="train on so many images a class, validate on as many, test on the rest (digits: 10)")
+    add("--epochs", type=_positive_integer, default=20, help="passes over the training images (default %(default)s)")
+    add("--batch-size", type=_positive_integer, default=20,
+        help="most images a step, of all processes together (default %(default)s)")
+    add("--image-size", type=_positive_integer, help="pixels of a side (default 128, of the digits 64)")
+    add("--per-class", type=_positive_integer,
+        help="train on so many images a class, validate on as many, test on the rest (digits: 10)")
     add("--val-fraction", type=float, help="part of each class to validate on after each epoch (default 0.2)")
     add("--test-fraction", type=float, help="part of each class for the report (default 0.2)")
     add("--seed", type=int, default=0, help="of the split, the new head and the order of batches (default %(default)s)")
@@ -85,29 +91,33 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def resolved(options: argparse.Namespace) -> argparse.Namespace:
-    """The options with the defaults that depend on other options.
+def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
+    """Check the options against each other, and fill in the defaults that depend on other options.
 
     Raises:
         ValueError: an unknown model, or an option that does not go with the strategy, the model or the split.
     """
-    given, recipe = dict(vars(options)), STRATEGIES[options.strategy]
+    strategy, digits = STRATEGIES[options.strategy], options.data is None
     if matching(options.model, MODELS, what="model") != [options.model]:
         raise ValueError(f"--model takes one name and no pattern, not {options.model!r}")
-    for name in ("decay", "backbone_lr"):
-        if given[name] is not None and name not in recipe.takes:
-            users = [strategy for strategy, other in STRATEGIES.items() if name in other.takes]
-            raise ValueError(f"--{name.replace('_', '-')} is for {', '.join(users)}, not for {options.strategy}")
-    digits, fractions = options.data is None, (options.val_fraction, options.test_fraction)
-    if options.per_class is not None and fractions != (None, None):
+    for option in ("decay", "backbone_lr"):
+        if getattr(options, option) is not None and option not in strategy.rate_options:
+            users = [name for name, other in STRATEGIES.items() if option in other.rate_options]
+            raise ValueError(f"--{option.replace('_', '-')} is for {', '.join(users)}, not for {options.strategy}")
+    by_fractions = options.val_fraction is not None or options.test_fraction is not None
+    if options.per_class is not None and by_fractions:
         raise ValueError("give either --per-class, or --val-fraction and --test-fraction")
-    given["weights"] = weights = options.weights or ("glyphs" if digits and options.model == "resnet18" else "imagenet")
+    weights = options.weights or ("glyphs" if digits and options.model == "resnet18" else "imagenet")
     if weights == "glyphs" and options.model != "resnet18":
         raise ValueError(f"the weights 'glyphs' are of resnet18, not of {options.model}; there are 'imagenet' and 'none'")
-    few = options.per_class is not None or (digits and fractions == (None, None))
-    lr = options.lr if options.lr is not None else recipe.lr / 10 if weights == "imagenet" else recipe.lr
-    defaults = {"lr": lr, "image_size": 64 if digits else 128, **{"decay": 0.5, "backbone_lr": lr / 10},
-                **({"per_class": 10} if few else {"val_fraction": 0.2, "test_fraction": 0.2})}
-    unused = {"decay", "backbone_lr"} - set(recipe.takes)
-    return argparse.Namespace(**given | {name: value for name, value in defaults.items()
-                                         if given[name] is None and name not in unused})
+
+    default_lr = strategy.default_lr / 10 if weights == "imagenet" else strategy.default_lr
+    lr = options.lr if options.lr is not None else default_lr
+    defaults = {"weights": weights, "lr": lr, "image_size": 64 if digits else 128}
+    defaults |= {option: {"decay": 0.5, "backbone_lr": lr / 10}[option] for option in strategy.rate_options}
+    if options.per_class is not None or (digits and not by_fractions):
+        defaults["per_class"] = 10
+    else:
+        defaults |= {"val_fraction": 0.2, "test_fraction": 0.2}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    return argparse.Namespace(**{**vars(options), **defaults, **given})

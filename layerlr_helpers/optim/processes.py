@@ -1,95 +1,82 @@
-"""Ratios of layers that are spread over several processes: one small sum over the processes in each step.
+"""Layers that several processes share: one small all-reduce in each step completes the sums behind their ratios.
 
-FSDP2 (``fully_shard``) and tensor parallelism give each process a part of each tensor. ``ZeroRedundancyOptimizer`` gives
-each process some of the tensors. In both cases a process sees only a part of the sums behind a layer's ratio.
+FSDP2 (``fully_shard``) and tensor parallelism give each process a shard of each tensor. ``ZeroRedundancyOptimizer`` gives
+each process some of the tensors. In both cases a process computes only a part of the sums.
 """
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, distributed
 
-
-class _Alone:
-    """Every layer is whole in this process: nothing to add up."""
-
-    def tensors(self, batches, seen):
-        return seen
-
-    def layers(self, batches, summed):
-        return summed
+from layerlr_helpers.optim.rule import Batch, TensorSums
 
 
-ALONE = _Alone()
+class Reduction:
+    """Adds up the sums of sharded tensors, and of layers whose tensors ``zero`` has dealt out to the processes."""
 
-
-class _Parts:
-    """Adds up the sums of tensors that are sharded, and of layers whose tensors are dealt out to the processes."""
-
-    def __init__(self, zero=None):
+    def __init__(self, zero):
         self.zero = zero
 
-    def tensors(self, batches, seen):
-        """One all-reduce for each set of process groups that tensors are sharded over: usually one in all."""
-        seen = [dict(sums) if isinstance(sums, dict) else dict(enumerate(sums)) for sums in seen]
-        spread: dict = {}
-        for number, batch in enumerate(batches):
-            for i in seen[number]:
-                if batch.spread[i]:
-                    spread.setdefault(batch.spread[i], []).append((number, i))
-        for groups, places in spread.items():
-            sums = torch.stack([value for number, i in places for value in seen[number][i] if value is not None])
-            for group in groups:
-                distributed.all_reduce(sums, group=group)
-            values = iter(sums.unbind())
-            for number, i in places:
-                seen[number][i] = tuple(None if value is None else next(values) for value in seen[number][i])
-        return seen
+    def over_shards(self, batches: Sequence[Batch], tensor_sums: Sequence[dict[int, TensorSums]]) -> list[dict]:
+        """Complete the sums of sharded tensors: one all-reduce for each set of process groups, usually one in all."""
+        completed = [dict(sums) for sums in tensor_sums]
+        sharded: dict[tuple, list[tuple[int, int]]] = {}  # process groups -> numbers of batch and tensor
+        for b, batch in enumerate(batches):
+            for i, process_groups in enumerate(batch.process_groups):
+                if process_groups:
+                    sharded.setdefault(process_groups, []).append((b, i))
+        for process_groups, tensors in sharded.items():
+            values = torch.stack([value for b, i in tensors for value in completed[b][i] if value is not None])
+            for process_group in process_groups:
+                distributed.all_reduce(values, group=process_group)
+            totals = iter(values.unbind())
+            for b, i in tensors:
+                completed[b][i] = tuple(None if value is None else next(totals) for value in completed[b][i])
+        return completed
 
-    def layers(self, batches, summed):
-        """Layers of a whole parameter group, in one all-reduce, where each process has some of the group's tensors."""
-        if self.zero is None:
-            return summed
-        shared = [number for number, batch in enumerate(batches) if batch.group["pool"] == "group"]
-        if not shared:
-            return summed
-        rows = [[torch.as_tensor(0 if value is None else value, dtype=torch.float64, device=self.zero._default_device)
-                 for value in summed[number][0]] for number in shared]
-        sums = torch.stack([torch.stack(row) for row in rows])
-        distributed.all_reduce(sums, group=self.zero.process_group)
-        for number, (size, square, entries) in zip(shared, sums.unbind(), strict=True):
-            has_square = batches[number].group["direction"] == "adam_mini"
-            summed[number] = [(size, square if has_square else None, entries)]
-        return summed
+    def over_tensors(self, batches: Sequence[Batch], layer_sums: list[list[tuple]]) -> list[list[tuple]]:
+        """Complete the sums of layers that are whole parameter groups, of whose tensors ``zero`` gave this process some."""
+        pooled = [b for b, batch in enumerate(batches) if batch.group["pool"] == "group"]
+        if self.zero is None or not pooled:
+            return layer_sums
+        device = self.zero._default_device
+        values = torch.stack([torch.stack([torch.as_tensor(0 if value is None else value, dtype=torch.float64, device=device)
+                                           for value in layer_sums[b][0]]) for b in pooled])
+        distributed.all_reduce(values, group=self.zero.process_group)
+        for b, (size, square, entries) in zip(pooled, values.unbind(), strict=True):
+            layer_sums[b] = [(size, square if batches[b].group["direction"] == "adam_mini" else None, entries)]
+        return layer_sums
 
 
-def across(batches, zero=None):
-    """What adds up over processes in this step."""
-    return _Parts(zero) if zero is not None or any(spread for batch in batches for spread in batch.spread) else ALONE
+def reduction_for(batches: Sequence[Batch], zero=None) -> Reduction | None:
+    """What completes the sums in this step; None if this process has all of every layer."""
+    return Reduction(zero) if zero is not None or any(any(batch.process_groups) for batch in batches) else None
 
 
-def spread_over(p: Tensor) -> tuple:
-    """The process groups over which a distributed tensor is sharded; of a replicated or an ordinary tensor none."""
+def process_groups_of(p: Tensor) -> tuple:
+    """The process groups over which a distributed tensor is sharded; none for a replicated or an ordinary tensor."""
     if not hasattr(p, "placements"):
         return ()
     return tuple(p.device_mesh.get_group(dim) for dim, placement in enumerate(p.placements) if placement.is_shard())
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part of a distributed tensor that this process holds; any other tensor as it is."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """The shard of a distributed tensor that this process holds; any other tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "placements") else tensor
 
 
-def building_zero():
-    """The ``ZeroRedundancyOptimizer`` that is making an optimizer for its part of the parameters, if that is going on.
+def calling_zero_optimizer():
+    """The ``ZeroRedundancyOptimizer`` that is making an optimizer for its share of the parameters, or None.
 
-    It does not introduce itself, but is further up in the calls. Without it a layer's ratio would silently be that of
-    the tensors that this process happens to have.
+    It passes nothing of itself on, so it is looked for among the callers. Without it, the ratio of a layer would silently be
+    that of the tensors that this process happens to have.
     """
     frame = sys._getframe(1)
     while frame is not None:
-        owner = frame.f_locals.get("self")
-        if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(owner).__mro__):
-            return owner
+        caller = frame.f_locals.get("self")
+        if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(caller).__mro__):
+            return caller
         frame = frame.f_back
     return None

@@ -1,94 +1,129 @@
-"""What the recorded studies compare: for each of their questions the tasks, and for each strategy the rates to try."""
+"""The recorded studies: the question of each, its tasks, and the candidates of each strategy."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
+import pandas as pd
 import torch
 import torchvision
 
 from layerlr_helpers import recipes, schedules
-from layerlr_helpers.course.data import handwritten_digits, printed_glyphs
+from layerlr_helpers.course.data import handwritten_digits, printed_glyphs, shifted
 from layerlr_helpers.diagnostics import relative_gradient_rates
-from layerlr_helpers.images import image_folder
+from layerlr_helpers.images import ImageSet, image_folder
 from layerlr_helpers.optim import LayerAdaptiveLR
 from layerlr_helpers.param_groups import Rates, head_and_backbone, layer_decay, uniform
-from layerlr_helpers.studies.compare import Strategy, Task
+from layerlr_helpers.studies.compare import Candidates, Strategy, Task, compare
+from layerlr_helpers.studies.results import recorded, winners
 
-Tries = Mapping[str, Sequence[Strategy]]
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the tasks that answer it, and for each strategy of a task the rates to try.
+    """A contest of strategies that answers a question.
 
-    A try is named by its rates. With ``choose=False`` every try is tested on every seed: the study is about the rates.
+    Attributes:
+        question: what the study is to find out.
+        tasks: makes the tasks. For photographs it takes the arguments of :func:`photo_tasks`.
+        candidates: ``task -> {name of a strategy: its candidates}``. The candidates of a strategy differ in their rates, and
+            are named by them.
+        choose: False tests every candidate on every seed, because the study is about the rates.
     """
 
     question: str
-    tasks: Callable[[], Sequence[Task]]
-    tries: Callable[[Task], Tries]
+    tasks: Callable[..., Sequence[Task]]
+    candidates: Callable[[Task], Candidates]
     choose: bool = True
 
 
-# --- tries ------------------------------------------------------------------------------------------------------------
+def run_again(study: str, strategies: Sequence[str], *, task: str | None = None, rates: str | None = None,
+              seeds: Sequence[int] = (0, 1), folder: str | Path = "../data/results", progress: bool = True) -> pd.DataFrame:
+    """Run the recorded winners of some strategies once more: ``run_again("depth", ["keep 3, frozen", "keep 3, fine-tuned"])``.
+
+    Returns the rows of :func:`compare`, and as ``recorded`` the accuracy that the record in ``folder`` has for the same seed.
+    ``task`` is the name of a task; None takes the only one. ``rates`` names other candidates to run than the winners. Studies
+    of photographs cannot be run again like this, since their images are not built in.
+
+    Raises:
+        ValueError: a task or a strategy that the study does not have; the message names those that it has.
+    """
+    tasks = {each.name: each for each in STUDIES[study].tasks()}
+    task = next(iter(tasks)) if task is None and len(tasks) == 1 else task
+    if task not in tasks:
+        raise ValueError(f"no task {task!r} in {study}; its tasks are {', '.join(tasks)}")
+    candidates = STUDIES[study].candidates(tasks[task])
+    if unknown := [name for name in strategies if name not in candidates]:
+        raise ValueError(f"no strategy {', '.join(unknown)} in {study}; its strategies are {'; '.join(candidates)}")
+    rows = recorded(study, folder)
+    rows = rows[rows["task"] == task]
+    chosen = winners(rows) if rates is None else dict.fromkeys(strategies, rates)
+    again = {name: [each for each in candidates[name] if each.name == chosen[name]] for name in strategies}
+    runs = compare(again, tasks[task], seeds=seeds, progress=progress)
+    key = ["split", "strategy", "rates", "seed"]
+    return runs.merge(rows[[*key, "accuracy"]].rename(columns={"accuracy": "recorded"}), how="left", on=key)
+
+
+# --- candidates -------------------------------------------------------------------------------------------------------
 
 def _between(lowest: float, highest: float) -> list[float]:
-    """Rates two to a decade."""
+    """Return the rates of ``GRID`` from the lowest to the highest, two to a decade."""
     return [lr for lr in GRID if lowest <= lr <= highest]
 
 
-def _one(lrs: Sequence[float], rates: Callable[[float], Rates] = uniform, **options) -> list[Strategy]:
-    return [Strategy(f"{lr:g}", rates(lr), **options) for lr in lrs]
-
-
-def _two(pairs: Sequence[tuple[float, float]], rates: Callable[[float, float], Rates], **options) -> list[Strategy]:
-    return [Strategy(f"{a:g}, {b:g}", rates(a, b), **options) for a, b in pairs]
+def _at(numbers: Sequence[float | tuple[float, ...]], rates: Callable[..., Rates] = uniform, **options) -> list[Strategy]:
+    """Return one candidate for each number (or tuple of numbers), from which ``rates`` makes the rates."""
+    tuples = [values if isinstance(values, tuple) else (values,) for values in numbers]
+    return [Strategy(", ".join(f"{value:g}" for value in values), rates(*values), **options) for values in tuples]
 
 
 def _backbone_and_head(low: float, high: float) -> Rates:
     return head_and_backbone(backbone_lr=low, head_lr=high)
 
 
-def _decayed(decay: float) -> Callable[[float], Rates]:
-    return partial(layer_decay, decay=decay)
+def _decay(factor: float) -> Callable[[float], Rates]:
+    return partial(layer_decay, decay=factor)
 
 
-# --- the studies ------------------------------------------------------------------------------------------------------
+def _ten_strategies(scratch, head, one, pairs, decays, pulls, **options) -> Candidates:
+    """Return the candidates of ten strategies.
 
-def digits(**options) -> Task:
-    """Ten scans of each digit to train on, in 40 steps of 20; half of the others are enough to test on."""
-    return Task(handwritten_digits(), **{"steps": 40, "name": "digits, 40 steps", "test_per_class": 75} | options)
-
-
-def all_digits() -> Task:
-    """The same, tested on all others."""
-    return digits(test_per_class=None)
-
-
-def _ways(scratch, head, one, pairs, decays, pulls, **options) -> Tries:
-    """Ten ways to fine-tune; two numbers are the rates of backbone and head, the highest rate and the decay, or the rate and
-    the strength of the pull."""
+    ``scratch``, ``head`` and ``one`` are rates; ``pairs`` are the rates of backbone and head, ``decays`` the highest rate and
+    the decay, and ``pulls`` the rate and the strength of the pull towards the pretrained weights.
+    """
     return {
-        "from scratch": _one(scratch, **options | {"weights": None}),
-        "head only": _one(head, plan=recipes.head_only, **options),
-        "uniform": _one(one, **options),
-        "two rates": _two(pairs, _backbone_and_head, **options),
-        "layer decay": _two(decays, layer_decay, **options),
-        "reversed decay": _two(decays, recipes.reversed_decay, **options),
-        "gradual": _two(pairs, _backbone_and_head, plan=recipes.gradual, **options),
-        "gradual, layer decay": _two(decays, layer_decay, plan=recipes.gradual, **options),
-        "head, then all": _two(pairs, _backbone_and_head, plan=recipes.head_then_all, **options),
+        "from scratch": _at(scratch, **options | {"weights": None}),
+        "head only": _at(head, plan=recipes.head_only, **options),
+        "uniform": _at(one, **options),
+        "two rates": _at(pairs, _backbone_and_head, **options),
+        "layer decay": _at(decays, layer_decay, **options),
+        "reversed decay": _at(decays, recipes.reversed_decay, **options),
+        "gradual": _at(pairs, _backbone_and_head, plan=recipes.gradual, **options),
+        "gradual, layer decay": _at(decays, layer_decay, plan=recipes.gradual, **options),
+        "head, then all": _at(pairs, _backbone_and_head, plan=recipes.head_then_all, **options),
         "L2-SP": [Strategy(f"{lr:g}, {strength:g}", uniform(lr), **options | {"optimizer": recipes.l2_sp(strength)})
                   for lr, strength in pulls],
     }
 
 
-def strategies(task: Task) -> Tries:
-    """Six tries for each of ten ways."""
-    return _ways(
+# --- studies of digits and letters ------------------------------------------------------------------------------------
+
+@cache  # for studies of several tasks
+def _digit_images() -> ImageSet:
+    return handwritten_digits()
+
+
+def digits(**options) -> Task:
+    """Ten scans of each digit to train on, in 40 steps of 20; half of the others are enough to test on."""
+    return Task(_digit_images(), **{"steps": 40, "name": "digits, 40 steps", "test_per_class": 75} | options)
+
+
+def strategies(task: Task) -> Candidates:
+    """Ten strategies with six candidates each; two numbers are what :func:`_ten_strategies` says."""
+    return _ten_strategies(
         scratch=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), head=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         one=(1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 3e-3),
         pairs=[(1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 1e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 3e-3)],
@@ -97,139 +132,132 @@ def strategies(task: Task) -> Tries:
         optimizer=torch.optim.AdamW)  # as it was recorded, before fused steps were the default
 
 
-def robustness(task: Task, grid: Sequence[float] = tuple(_between(3e-4, 3e-2)), **options) -> Tries:
+def robustness(task: Task, grid: Sequence[float] = tuple(_between(3e-4, 3e-2)), **options) -> Candidates:
     """One rate for all and three decays, over a grid of the head's rate."""
-    return {"uniform": _one(grid, **options)} | {
-        f"decay {decay:g}": _one(grid, _decayed(decay), **options) for decay in (0.9, 0.7, 0.5)}
+    return {"uniform": _at(grid, **options)} | {
+        f"decay {factor:g}": _at(grid, _decay(factor), **options) for factor in (0.9, 0.7, 0.5)}
 
 
-def labels(task: Task) -> Tries:
+def labels(task: Task) -> Candidates:
     """The head alone, one rate, and layer decay."""
-    return {"head only": _one(_between(3e-3, 3e-2), plan=recipes.head_only),
-            "uniform": _one(_between(3e-4, 3e-3)),
-            "layer decay": _one(_between(1e-3, 1e-2), _decayed(0.5))}
+    return {"head only": _at(_between(3e-3, 3e-2), plan=recipes.head_only),
+            "uniform": _at(_between(3e-4, 3e-3)),
+            "layer decay": _at(_between(1e-3, 1e-2), _decay(0.5))}
 
 
-def surgery(task: Task) -> Tries:
-    """One stage alone, all at one rate, or all at graded rates; where the task has a new head, that trains in any case."""
+def surgery(task: Task) -> Candidates:
+    """One stage alone, all at one rate, or all at graded rates; if the task has a new head, that trains in any case."""
     always = ("head",) if task.new_head else ()
-    return {stage: _one(_between(3e-4, 3e-2), plan=recipes.only(*dict.fromkeys((stage, *always)))) for stage in STAGES[:-1]} | {
-        "head": _one(_between(1e-3, 1e-1), plan=recipes.head_only),
-        "all": _one(_between(1e-4, 1e-2)),
-        "layer decay": _one(_between(3e-4, 3e-2), _decayed(0.5)),
-        "reversed decay": _one(_between(3e-4, 3e-2), partial(recipes.reversed_decay, decay=0.5))}
+    grid = _between(3e-4, 3e-2)
+    return {stage: _at(grid, plan=recipes.only(*dict.fromkeys((stage, *always)))) for stage in STAGES[:-1]} | {
+        "head": _at(_between(1e-3, 1e-1), plan=recipes.head_only),
+        "all": _at(_between(1e-4, 1e-2)),
+        "layer decay": _at(grid, _decay(0.5)),
+        "reversed decay": _at(grid, partial(recipes.reversed_decay, decay=0.5))}
 
 
-def surgery_tasks() -> list[Task]:
-    """Shifts at the input, of the features (print to handwriting), and at the output."""
+@cache
+def surgery_tasks() -> tuple[Task, ...]:
+    """Shifts at the input, at the output, and of the features (from print to handwriting)."""
     common = {"per_class": 5, "val_per_class": 5, "steps": 40}
-    return [Task(printed_glyphs(64 * 36, seed=4242, shift=shift), name=shift, test_per_class=10, batch_size=32,
-                 new_head=False, **common) for shift in ("blurred", "noisy", "permuted")] + [
-        Task(handwritten_digits(), name="handwriting", test_per_class=64, **common)]
+    letters = printed_glyphs(64 * 36, seed=4242)
+    shifts = [Task(shifted(letters, shift, seed=4242), name=shift, test_per_class=10, batch_size=32, new_head=False, **common)
+              for shift in ("blurred", "noisy", "permuted")]
+    return *shifts, Task(_digit_images(), name="handwriting", test_per_class=64, **common)
 
 
-def schedule_tries(task: Task) -> Tries:
+def schedule_shapes(task: Task) -> Candidates:
     """Four shapes with one rate and with layer decay; the rate is the highest of the run (and the head's)."""
     shapes = {"constant": None,
               "slanted triangular": schedules.slanted_triangular,
               "warm-up and cosine": lambda optimizer, steps: schedules.warmup_cosine(
                   optimizer, steps, warmup_steps=steps // 10),
               "one cycle": schedules.one_cycle}
-    return {f"{shape}, {name}": _one(lrs, rates, schedule=schedule) for shape, schedule in shapes.items()
+    return {f"{shape}, {name}": _at(lrs, rates, schedule=schedule) for shape, schedule in shapes.items()
             for name, rates, lrs in (
-                ("uniform", uniform, _between(1e-4, 3e-3)), ("layer decay", _decayed(0.5), _between(3e-4, 1e-2)))}
+                ("uniform", uniform, _between(1e-4, 3e-3)), ("layer decay", _decay(0.5), _between(3e-4, 1e-2)))}
 
 
-def optimizers(task: Task) -> Tries:
-    """Optimizers at one rate for all layers: six rates each, half a decade apart, from a start of its own."""
-    make: dict[str, Callable] = {
-        name: lambda groups, name=name: LayerAdaptiveLR(groups, direction=name) for name in ("momentum", "adam", "adam_mini")}
-    make |= {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": lambda groups: torch.optim.SGD(groups, momentum=0.9),
-             # Its block rule, with each tensor as a block: the same direction without the ratio.
-             "Adam-mini": lambda groups: LayerAdaptiveLR(groups, direction="adam_mini", ratio_range=(1.0, 1.0)),
-             "LARS": _timm("Lars", momentum=0.9), "LAMB": _timm("Lamb")}
-    starts = {"momentum": -2, "adam": -4, "adam_mini": -4, "SGD": -3.5, "LARS": -1, "LAMB": -3.5}  # powers of ten
-    return {name: _one([float(f"{10 ** (starts.get(name, -4.5) + i / 2):.0e}") for i in range(6)], optimizer=made)
-            for name, made in make.items()}
+def optimizers(task: Task) -> Candidates:
+    """Optimizers at one rate for all layers: six rates, half a decade apart, from a start that fits the optimizer."""
+    make = {  # the optimizer, and the exponent of the lowest of its rates
+        "momentum": (partial(LayerAdaptiveLR, direction="momentum"), -2),
+        "adam": (partial(LayerAdaptiveLR, direction="adam"), -4),
+        "adam_mini": (partial(LayerAdaptiveLR, direction="adam_mini"), -4),
+        "Adam": (torch.optim.Adam, -4.5),
+        "AdamW": (torch.optim.AdamW, -4.5),
+        "SGD": (partial(torch.optim.SGD, momentum=0.9), -3.5),
+        # Adam-mini's block rule with each tensor as a block: the same direction without the ratio
+        "Adam-mini": (partial(LayerAdaptiveLR, direction="adam_mini", ratio_range=(1.0, 1.0)), -4.5),
+        "LARS": (partial(_timm_optimizer, "Lars", momentum=0.9), -1),
+        "LAMB": (partial(_timm_optimizer, "Lamb"), -3.5),
+    }
+    return {name: _at([float(f"{10 ** (exponent + i / 2):.0e}") for i in range(6)], optimizer=optimizer)
+            for name, (optimizer, exponent) in make.items()}
 
 
-def _timm(name: str, **options) -> Callable:
-    """An optimizer of timm, which the extra ``compare`` installs."""
-    def make(groups):
-        import timm.optim
+def _timm_optimizer(name: str, groups: list[dict], **options) -> torch.optim.Optimizer:
+    import timm.optim  # from the extra ``compare``
 
-        return getattr(timm.optim, name)(groups, **options)
-
-    return make
+    return getattr(timm.optim, name)(groups, **options)
 
 
-def depth(task: Task) -> Tries:
+def depth(task: Task) -> Candidates:
     """The first stages keep their pretrained weights, the others start anew; the kept ones are frozen or trained on."""
     lrs = _between(3e-4, 3e-2)
     kept = range(1, len(STAGES))
-    return {"keep 0": _one(lrs, weights=None)} | {
-        f"keep {n}, fine-tuned": _one(lrs, keep=n) for n in kept} | {
-        f"keep {n}, frozen": _one(lrs, keep=n, plan=recipes.all_but_first(n)) for n in kept}
+    return {"keep 0": _at(lrs, weights=None)} | {
+        f"keep {n}, fine-tuned": _at(lrs, keep=n) for n in kept} | {
+        f"keep {n}, frozen": _at(lrs, keep=n, plan=recipes.all_but_first(n)) for n in kept}
 
 
-def automatic(task: Task) -> Tries:
+def automatic(task: Task) -> Candidates:
     """Rates from the gradients, of the first batch or of every one, beside rates set by hand."""
     low, high = _between(3e-4, 1e-2), _between(1e-3, 3e-2)
-    return {"uniform": _one(low),
-            "layer decay": _one(low, _decayed(0.5)),
-            "relative gradients, first batch": _one(high, relative_gradient_rates, look_first=True),
-            "Auto-RGN, every batch": _one(high, optimizer=recipes.auto_rgn)}
+    return {"uniform": _at(low),
+            "layer decay": _at(low, _decay(0.5)),
+            "relative gradients, first batch": _at(high, relative_gradient_rates, look_first=True),
+            "Auto-RGN, every batch": _at(high, optimizer=recipes.auto_rgn)}
 
 
-STUDIES = {
-    "strategies": Study("Which way to fine-tune 100 digits is best?", lambda: [Task(handwritten_digits(), name="digits")],
-                        strategies),
-    "robustness": Study("How wide is the range of good rates, with and without layer decay?", lambda: [digits()], robustness,
-                        choose=False),
-    "labels": Study("With how many labels does the strategy matter?",
-                    lambda: [digits(per_class=n, name=f"{n} a class") for n in (2, 5, 10, 20, 50)], labels),
-    "surgery": Study("Which stage should be tuned under which shift?", surgery_tasks, surgery),
-    "schedules": Study("Which schedule, and does it matter for layer-wise rates?", lambda: [digits()], schedule_tries),
-    "optimizers": Study("Does a rate for each layer from its gradients beat Adam? (needs timm for LARS and LAMB)",
-                        lambda: [all_digits()], optimizers),
-    "depth": Study("How many stages are worth keeping, frozen or fine-tuned?", lambda: [digits()], depth),
-    "automatic": Study("Do rates from relative gradient norms beat rates that are set by hand?", lambda: [all_digits()],
-                       automatic),
-}
+# --- studies of photographs -------------------------------------------------------------------------------------------
 
-
-# --- photographs ------------------------------------------------------------------------------------------------------
-
-def photo_strategies(task: Task) -> Tries:
-    """Four tries for each of ten ways, from a network that torchvision trained on ImageNet."""
-    return _ways(
+def photo_strategies(task: Task) -> Candidates:
+    """Ten strategies with four candidates each, from a network that torchvision trained on ImageNet."""
+    return _ten_strategies(
         scratch=_between(3e-4, 1e-2), head=_between(1e-3, 3e-2), one=_between(3e-5, 1e-3),
         pairs=[(3e-5, 1e-3), (1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 3e-3)],
         decays=[(1e-4, 0.7), (3e-4, 0.7), (1e-3, 0.7), (1e-3, 0.5)],
         pulls=[(1e-4, 10), (3e-4, 10), (1e-3, 3), (1e-3, 10)], weights="DEFAULT")
 
 
-def photo_tasks(folders: Mapping[str, str], architecture: str) -> list[Task]:
-    """Tasks by name from folders of images, 20 a class to train on; torchvision's architecture and its default weights.
+def photo_tasks(folders: Mapping[str, str], architecture: str = "resnet18") -> list[Task]:
+    """Return a task for each folder of images under its name, 20 a class to train on, with a network of torchvision.
 
     Another architecture than ResNet-18 becomes a part of the name, so that its rows are not taken for those of the other.
     """
-    def load(weights: str | None) -> torch.nn.Module:
-        return torchvision.models.get_model(architecture, weights=weights)
-
     return [Task(image_folder(path, image_size=128), per_class=20, val_per_class=15, test_per_class=50, steps=40,
-                 name=name if architecture == "resnet18" else f"{name}, {architecture}", load=load)
+                 name=name if architecture == "resnet18" else f"{name}, {architecture}",
+                 load=lambda weights: torchvision.models.get_model(architecture, weights=weights))
             for name, path in folders.items()]
 
 
-PHOTOGRAPHS = {
-    "photographs": ("Which way to fine-tune is best on photographs, such as yours?", photo_strategies, True),
-    "photographs-robustness": ("How wide is the range of good rates on photographs, such as yours?",
-                               partial(robustness, grid=_between(3e-5, 1e-2), weights="DEFAULT"), False),
+STUDIES = {
+    "strategies": Study("Which way to fine-tune 100 digits is best?", lambda: [Task(_digit_images(), name="digits")],
+                        strategies),
+    "robustness": Study("How wide is the range of good rates, with and without layer decay?", lambda: [digits()], robustness,
+                        choose=False),
+    "labels": Study("With how many labels does the strategy matter?",
+                    lambda: [digits(per_class=n, name=f"{n} a class") for n in (2, 5, 10, 20, 50)], labels),
+    "surgery": Study("Which stage should be tuned under which shift?", surgery_tasks, surgery),
+    "schedules": Study("Which schedule, and does it matter for layer-wise rates?", lambda: [digits()], schedule_shapes),
+    "optimizers": Study("Does a rate for each layer from its gradients beat Adam? (needs timm for LARS and LAMB)",
+                        lambda: [digits(test_per_class=None)], optimizers),
+    "depth": Study("How many stages are worth keeping, frozen or fine-tuned?", lambda: [digits()], depth),
+    "automatic": Study("Do rates from relative gradient norms beat rates that are set by hand?",
+                       lambda: [digits(test_per_class=None)], automatic),
+    "photographs": Study("Which way to fine-tune is best on photographs, such as yours?", photo_tasks, photo_strategies),
+    "photographs-robustness": Study("How wide is the range of good rates on photographs, such as yours?", photo_tasks,
+                                    partial(robustness, grid=_between(3e-5, 1e-2), weights="DEFAULT"), choose=False),
 }
-
-
-def photograph_study(name: str, folders: Mapping[str, str], architecture: str = "resnet18") -> Study:
-    """The study of photographs with that name, on these folders (see :func:`photo_tasks`)."""
-    question, tries, choose = PHOTOGRAPHS[name]
-    return Study(question, lambda: photo_tasks(folders, architecture), tries, choose)
+PHOTOGRAPHS = [name for name, study in STUDIES.items() if study.tasks is photo_tasks]

@@ -1,26 +1,26 @@
-"""The recorded studies: ``python -m layerlr_helpers.studies NAME [--seeds N]``, ``--list`` names them.
+"""Run a recorded study, or go on with it: ``python -m layerlr_helpers.studies NAME``; ``--list`` names the studies.
 
-In a study every strategy has the same number of tries of its rates, each on the validation images of two seeds. The best
-try (by mean accuracy, the lower loss where two tie) is then tested once on every seed. All have the same steps, batches,
-schedule and seeds. Each run is a row of ``data/results/NAME.csv``; a study that was interrupted goes on where it stopped.
+In a study every strategy has the same number of candidates, which differ in their rates. Each is run on the validation images
+of two seeds; the best one (by mean accuracy, the lower loss breaks a tie) is then tested on every seed. All have the same
+steps, batches and seeds. Each run is a row of ``data/results/NAME.csv``; the same command goes on with a study that was
+interrupted.
 """
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from layerlr_helpers.studies import results
-from layerlr_helpers.studies.catalogue import PHOTOGRAPHS, STUDIES, Study, photograph_study
+from layerlr_helpers.studies.catalogue import PHOTOGRAPHS, STUDIES, Study
 from layerlr_helpers.studies.compare import compare
+from layerlr_helpers.studies.results import RecordError, read_rows
 
 
 def conduct(study: Study, path: str | Path, seeds: Sequence[int], *, tasks: Sequence[str] = (),
             progress: bool = True) -> pd.DataFrame:
-    """Make the runs of a study that its file does not have yet; returns all of its rows.
-
-    ``tasks`` are the names of those to do; none means all.
+    """Make the runs of a study that its file lacks, for the named tasks or for all; return all rows of the file.
 
     Raises:
         ValueError: a name that is no task of the study.
@@ -29,9 +29,9 @@ def conduct(study: Study, path: str | Path, seeds: Sequence[int], *, tasks: Sequ
     if unknown := set(tasks) - set(all_tasks):
         raise ValueError(f"no task {', '.join(sorted(unknown))} in this study; its tasks are {', '.join(all_tasks)}")
     for name in tasks or all_tasks:
-        compare(study.tries(all_tasks[name]), all_tasks[name], seeds=seeds, choose=study.choose, results=path,
+        compare(study.candidates(all_tasks[name]), all_tasks[name], seeds=seeds, choose=study.choose, results=path,
                 progress=progress)
-    return results.read_rows(path)
+    return read_rows(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,17 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.list or options.name is None:
-        questions = {name: study.question for name, study in STUDIES.items()}
-        questions |= {name: f"{question} (needs --folder)" for name, (question, *_) in PHOTOGRAPHS.items()}
-        print("\n".join(f"{name}: {question}" for name, question in questions.items()))
+        for name, study in STUDIES.items():
+            print(f"{name}: {study.question}{' (needs --folder)' if name in PHOTOGRAPHS else ''}")
         return
     _check(parser, options)
-    study = STUDIES.get(options.name) or photograph_study(options.name, dict(options.folder), options.model)
+    study = STUDIES[options.name]
+    if options.name in PHOTOGRAPHS:
+        photo_tasks = study.tasks
+        study = replace(study, tasks=lambda: photo_tasks(dict(options.folder), options.model))
     path = Path(options.results) / f"{options.name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         rows = conduct(study, path, range(options.seeds), tasks=options.task)
-    except results.RecordError as error:
+    except RecordError as error:
         parser.error(f"{error}, with --results FOLDER")
     tested = rows[rows["split"] == "test"].groupby(["task", "strategy", "rates"], sort=False)["accuracy"]
     print((100 * tested.agg(["mean", "std"])).round(1).assign(seeds=tested.count()).to_string())
@@ -60,7 +62,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     names = [name for name, _ in options.folder]
     if options.name in PHOTOGRAPHS and not names:
         parser.error(f"{options.name} needs at least one --folder NAME=PATH")
-    if options.name in STUDIES and (names or options.model != parser.get_default("model")):
+    if options.name not in PHOTOGRAPHS and (names or options.model != parser.get_default("model")):
         parser.error(f"{options.name} has its own images and network; --folder and --model are for {' and '.join(PHOTOGRAPHS)}")
     if len(set(names)) < len(names):
         parser.error(f"each --folder needs a name of its own, got {', '.join(names)}")
@@ -72,7 +74,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m layerlr_helpers.studies", description=__doc__.splitlines()[0])
-    parser.add_argument("name", nargs="?", choices=[*STUDIES, *PHOTOGRAPHS], help="the study to run, or to go on with")
+    parser.add_argument("name", nargs="?", choices=STUDIES, help="the study to run, or to go on with")
     parser.add_argument("--seeds", type=int, default=10, help="test on seeds 0 to N - 1 (default %(default)s)")
     parser.add_argument("--task", action="append", default=[], help="only this task of the study (may be repeated)")
     parser.add_argument("--results", default="data/results", help="folder of the results (default %(default)s)")

@@ -1,50 +1,58 @@
-"""Rows of results in a CSV file that an interruption at any moment leaves whole, and what can be read from them."""
+"""The recorded runs: a CSV file with a row for each run, which no interruption can damage, and what can be read from it."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock
 
+from layerlr_helpers.files import write_whole
+from layerlr_helpers.intervals import interval_text, paired_intervals
+
 KEY = ["split", "task", "strategy", "rates", "seed"]  # what tells one run from another
-TEXTS = [*KEY[:4], "precision", "torch", "device", "library"]  # never read as numbers or as missing, whatever they look like
+TEXT_COLUMNS = [*KEY[:4], "precision", "torch", "device", "library"]  # never read as numbers or as missing values
 
 
 class RecordError(ValueError):
-    """A file of results that does not go with what was asked of it; the message says why, and what would."""
+    """A file of results does not fit what was asked of it; the message says why, and what would fit."""
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
-    """The rows of a file, or none where there is no file; names such as ``0.1, 0.5`` stay text.
+    """Return the rows of a file, or no rows if there is no file; rates such as ``0.1, 0.5`` stay text.
 
     Raises:
-        RecordError: the file has not the columns that tell one run from another.
+        RecordError: the file lacks a column that tells one run from another.
     """
-    path = Path(path)
-    if not path.exists():
-        return no_rows()
+    if not Path(path).exists():
+        return pd.DataFrame(columns=KEY)
     columns = pd.read_csv(path, nrows=0).columns
     if lacking := [name for name in KEY if name not in columns]:
         raise RecordError(f"{path} holds no recorded runs: it has no column {', '.join(lacking)}; give another file")
-    return pd.read_csv(path, dtype={"threads": "Int64"} | dict.fromkeys(TEXTS, str), keep_default_na=False,
-                       na_values={name: [""] for name in columns.difference(TEXTS)})
+    return pd.read_csv(path, dtype={"threads": "Int64"} | dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False,
+                       na_values={name: [""] for name in columns.difference(TEXT_COLUMNS)})
 
 
-def no_rows() -> pd.DataFrame:
-    """What a study starts from."""
-    return pd.DataFrame(columns=KEY)
+def recorded(study: str, folder: str | Path = "../data/results") -> pd.DataFrame:
+    """Return the rows of a recorded study, e.g. ``recorded("depth")`` in a notebook of the course.
+
+    Raises:
+        FileNotFoundError: the folder has no such study; the message names those that it has.
+    """
+    path = Path(folder) / f"{study}.csv"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in Path(folder).glob("*.csv")))
+        raise FileNotFoundError(f"no study {study!r} is recorded in {folder}; recorded are: {known or 'none'}")
+    return read_rows(path)
 
 
 def append_row(path: str | Path, row: Mapping[str, object]) -> None:
-    """Add one row: the whole file is written anew beside the old one and takes its place in one stroke.
+    """Add one row to a file, unless the file already has this run.
 
-    Several processes may add to one file: each waits for its turn, by a lock that the system takes back from a dead one. A
-    run that is there by then stays as it is.
+    Several processes may add to one file: each waits for its turn, by a lock that the system takes back if a process dies.
 
     Raises:
         RecordError: the file has other columns than the row.
-        FileNotFoundError: no folder for the file.
+        FileNotFoundError: the folder of the file does not exist.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -54,43 +62,61 @@ def append_row(path: str | Path, row: Mapping[str, object]) -> None:
         if len(rows) and list(rows.columns) != list(row):
             raise RecordError(f"{path} has the columns {list(rows.columns)}, and the row has {list(row)}; "
                               "write to another file")
-        if not missing(rows, [tuple(row[name] for name in KEY)]):
-            return
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            pd.concat([rows, pd.DataFrame([row])] if len(rows) else [pd.DataFrame([row])]).to_csv(file, index=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if missing(rows, [tuple(row[name] for name in KEY)]):
+            write_whole(path, lambda temporary: with_row(rows, row).to_csv(temporary, index=False))
+
+
+def with_row(rows: pd.DataFrame, row: Mapping[str, object]) -> pd.DataFrame:
+    """Return the rows and one more, as a new table."""
+    last = pd.DataFrame([row])
+    return pd.concat([rows, last], ignore_index=True) if len(rows) else last  # no rows have no types to keep
 
 
 def missing(rows: pd.DataFrame, wanted: Iterable[tuple]) -> list[tuple]:
-    """Those of the wanted runs (values of ``KEY``) that the rows do not have yet."""
+    """Return those of the wanted runs (tuples of the values of ``KEY``) that the rows do not have."""
     done = set(_keys(rows))
     return [run for run in wanted if tuple(map(str, run)) not in done]
 
 
 def chosen_rows(rows: pd.DataFrame, wanted: Iterable[tuple]) -> pd.DataFrame:
-    """The rows of the wanted runs (values of ``KEY``), in the order that they are wanted in."""
-    place = {key: i for i, key in enumerate(_keys(rows))}
-    return rows.iloc[[place[tuple(map(str, run))] for run in wanted]].reset_index(drop=True)
+    """Return the rows of the wanted runs (tuples of the values of ``KEY``), in the order of ``wanted``."""
+    position = {key: i for i, key in enumerate(_keys(rows))}
+    return rows.iloc[[position[tuple(map(str, run))] for run in wanted]].reset_index(drop=True)
 
 
-def _keys(rows: pd.DataFrame) -> list[tuple]:
-    return list(rows[KEY].astype(str).itertuples(index=False, name=None)) if len(rows) else []
+def _keys(rows: pd.DataFrame) -> Iterable[tuple]:
+    return rows[KEY].astype(str).itertuples(index=False, name=None)
 
 
-def winners(rows: pd.DataFrame, tries: Mapping[str, Iterable[str]] | None = None) -> dict[str, str]:
-    """For each strategy the rates with the best mean accuracy on the validation images; the lower loss breaks a tie.
+def winners(rows: pd.DataFrame) -> dict[str, str]:
+    """Return, for each strategy, the rates with the best mean accuracy on the validation images.
 
-    ``tries`` are the rates to choose from for each strategy; None chooses from all that were tried.
+    The lower loss breaks a tie. The rows are those of one task.
     """
     searched = rows[rows["split"] == "validation"].groupby(["strategy", "rates"], sort=False)[["accuracy", "loss"]].mean()
     searched["accuracy"] = searched["accuracy"].round(9)  # (0.7 + 0.1) / 2 and 0.4 are a tie
     best_first = searched.reset_index().sort_values(["accuracy", "loss"], ascending=[False, True])
-    tries = {name: list(best_first["rates"]) for name in rows["strategy"].unique()} if tries is None else tries
-    chosen = {}
-    for name, its in tries.items():
-        its_tries = best_first[(best_first["strategy"] == name) & best_first["rates"].isin(list(its))]
-        chosen[name] = its_tries["rates"].iloc[0]
-    return chosen
+    best_rates = best_first.drop_duplicates("strategy").set_index("strategy")["rates"]
+    return {name: best_rates[name] for name in searched.index.unique("strategy")}
+
+
+def differences(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Return a table to read of :func:`paired_intervals`: what each strategy reaches, and how that compares to ``baseline``.
+
+    One row a strategy, with the ``rates`` that were tested. The ``verdict`` is "better" or "worse" than the baseline if the
+    whole interval is, else "cannot be told". The rows are those of one task; errors are those of ``paired_intervals``.
+    """
+    intervals = paired_intervals(rows, baseline)
+    table = pd.DataFrame({
+        "rates": rows[rows["split"] == "test"].groupby("strategy")["rates"].first(),
+        "accuracy (%)": intervals["mean"].round(1),
+        "difference (points, 95 %)": intervals.apply(interval_text, axis=1),
+        "seeds": intervals["seeds"],
+        "verdict": intervals.apply(verdict, axis=1)}).loc[intervals.index]
+    table.loc[baseline, ["difference (points, 95 %)", "verdict"]] = "baseline"
+    return table
+
+
+def verdict(interval: Mapping[str, float]) -> str:
+    """Say what an interval of a difference tells: "better", "worse" or "cannot be told"."""
+    return "better" if interval["low"] > 0 else "worse" if interval["high"] < 0 else "cannot be told"

@@ -1,11 +1,15 @@
 """The explorer's numbers are those of preview, and its knobs redraw the figure."""
 
+import base64
 import sys
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 
 from layerlr_helpers import layer_decay, layer_groups, load_resnet18, one_cycle, param_groups, preview
 from layerlr_helpers.course.explorer import SCHEDULES, explorer, rates_over_time, ratio_drift
@@ -19,9 +23,14 @@ def groups():
 
 
 def test_rates_are_those_of_preview(groups):
-    found = rates_over_time(groups, head_lr=1e-2, decay=0.5, schedule="one-cycle", total_steps=40)
+    rates = rates_over_time(groups, head_lr=1e-2, decay=0.5, schedule="one-cycle", total_steps=40)
     expected = preview(param_groups(groups, layer_decay(1e-2, 0.5)), lambda o: one_cycle(o, 40), 40)
-    pd.testing.assert_frame_equal(found, expected)
+    pd.testing.assert_frame_equal(rates, expected)
+
+
+def test_the_constant_schedule_leaves_the_rates_as_they_are(groups):
+    rates = rates_over_time(groups, head_lr=1e-2, decay=0.5, schedule="constant", total_steps=40)
+    pd.testing.assert_frame_equal(rates, preview(param_groups(groups, layer_decay(1e-2, 0.5)), None, 40))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -67,26 +76,60 @@ def test_drift_of_known_numbers():
     assert ratio_drift(pd.DataFrame({"only": [1.0, 2.0]})) == 1
 
 
+@pytest.fixture
+def shown(monkeypatch):
+    """What the explorer shows, oldest first: the lines of each figure and the text for those who do not see it."""
+    figures = []
+
+    def show(axes, alt):
+        figures.append((np.array([line.get_ydata() for line in axes.lines]), alt))
+        plt.close(axes.figure)
+
+    monkeypatch.setattr("layerlr_helpers.course.explorer.show", show)
+    return figures
+
+
+def move(box, knob, value):
+    next(child for child in box.children if getattr(child, "description", None) == knob).value = value
+
+
 @pytest.mark.parametrize(("knob", "value"), [("head rate", 1e-4), ("decay per group", 1.0),
                                              ("schedule", "cosine to eta_min=1e-5"), ("unfreeze one every (steps)", 5)])
-def test_every_knob_redraws_the_figure_and_the_sentence(groups, knob, value):
+def test_every_knob_redraws_the_figure_and_the_sentence(groups, shown, knob, value):
     box = explorer(groups, total_steps=40)
-    *knobs, picture, sentence = box.children
-    before = picture.value, sentence.value
-    assert bytes(picture.value[:8]) == b"\x89PNG\r\n\x1a\n"
-    next(k for k in knobs if k.description == knob).value = value
-    assert picture.value != before[0]
-    assert sentence.value != before[1]
+    move(box, knob, value)
+    (before, words_before), (after, words_after) = shown
+    assert before.shape == after.shape == (6, 40)
+    assert not np.array_equal(before, after, equal_nan=True)
+    assert words_before != words_after
 
 
-def test_the_sentence_says_what_the_figure_shows(groups):
+def test_the_sentence_says_what_the_figure_shows(groups, shown, capsys):
     box = explorer(groups, total_steps=40)
-    *knobs, _, sentence = box.children
-    menu = {knob.description: knob for knob in knobs}
-    assert "ratios between groups stay" in sentence.value
-    assert "100% of all" in sentence.value
-    menu["schedule"].value = "cosine to eta_min=1e-5"
-    assert "changes by a factor of" in sentence.value
+    move(box, "schedule", "cosine to eta_min=1e-5")
+    first, second = (words for _, words in shown)
+    assert "ratios between groups stay" in first
+    assert "100% of all" in first
+    assert "changes by a factor of" in second
+    printed = capsys.readouterr().out
+    assert printed.index(first) < printed.index(second)
+
+
+@pytest.mark.slow
+def test_in_a_notebook_there_is_one_figure_with_its_text_which_is_that_of_the_moved_knob():
+    notebook = new_notebook(cells=[
+        new_code_cell("from torch import nn, zeros\n"
+                      "from layerlr_helpers import layer_groups\n"
+                      "from layerlr_helpers.course.explorer import explorer\n"
+                      "net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))\n"
+                      "box = explorer(layer_groups(net, zeros(1, 2)))"),
+        new_code_cell("box.children[0].value = 1e-2  # the head's rate")])
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    widgets = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
+    figure, sentence = next(widget for widget in widgets if widget["model_name"] == "OutputModel")["state"]["outputs"]
+    assert base64.b64decode(figure["data"]["image/png"]).startswith(b"\x89PNG")
+    assert "1.0e-02 in head" in figure["metadata"]["image/png"]["alt"]
+    assert "1.0e-02 in head" in sentence["text"]
 
 
 def test_drawing_leaves_no_figure_open(groups):

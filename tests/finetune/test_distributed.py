@@ -66,7 +66,7 @@ def checkpoint_of(path, epochs):
 
 
 def step_of(path):
-    return checkpoints.torch.load(path, weights_only=True)["place"]["step"]
+    return checkpoints.torch.load(path, weights_only=True)["state"]["step"]
 
 
 @pytest.mark.parametrize("epochs", [(2, 1), (1, 2), (1, None), (None, 1), (2, 2), (None, None)])

@@ -124,7 +124,7 @@ def killed_at_the_worst_moment(temporary, path):
             os.kill(os.getpid(), signal.SIGKILL)
     replace(temporary, path)
 
-checkpoints.os.replace = killed_at_the_worst_moment
+os.replace = killed_at_the_worst_moment
 finetune.main(sys.argv[2:])
 """
 
@@ -210,7 +210,7 @@ def test_each_strategy_has_its_rates_and_its_plan(photos, tmp_path, strategy):
     names = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
     plans = {"head-only": {"head": 0}, "gradual": dict(zip(reversed(names), range(0, 30, 5), strict=True)),
              "head-then-all": dict.fromkeys(names, 20) | {"head": 0}}  # of 40 steps
-    assert (job.plan.of(names).first_steps if job.plan else None) == plans.get(strategy)
+    assert (job.plan.resolved(names).first_steps if job.plan else None) == plans.get(strategy)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,5 +1,6 @@
 """What the course says of its recorded studies is what their rows say."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -11,92 +12,108 @@ from IPython.display import Markdown
 from layerlr_helpers.course import plots
 from layerlr_helpers.studies import evidence
 from layerlr_helpers.studies.catalogue import PHOTOGRAPHS, STUDIES
-from layerlr_helpers.studies.evidence import CLAIMS, Claim, check
+from layerlr_helpers.studies.evidence import check
 from layerlr_helpers.studies.results import KEY, read_rows, winners
 
 ROOT = Path(__file__).parent.parent.parent
-RESULTS = ROOT / "data" / "results"
+DATA = ROOT / "data"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def rows_of(better, baseline, seeds=10):
-    ways = {"new": better, "old": baseline}
-    return pd.DataFrame([{"split": "test", "task": "t", "strategy": name, "rates": "0.1", "seed": seed, "accuracy": of(seed)}
-                         for seed in range(seeds) for name, of in ways.items()])
+def record(folder, accuracies, claims):
+    """Record ten runs of each strategy of a study "s", and claims about them."""
+    (folder / "results").mkdir()
+    rows = [{"split": "test", "task": "t", "strategy": name, "rates": rates, "seed": seed, "accuracy": accuracy(seed)}
+            for seed in range(10) for (name, rates), accuracy in accuracies.items()]
+    pd.DataFrame(rows).to_csv(folder / "results" / "s.csv", index=False)
+    columns = ["claim", "study", "task", "better", "baseline", "rates", "headline"]
+    pd.DataFrame([dict(zip(columns, ("a claim", "s", "t", *claim), strict=True)) for claim in claims]).to_csv(
+        folder / "claims.csv", index=False)
 
 
 @pytest.mark.parametrize(("better", "verdict"), [
     (lambda seed: 0.6, "holds"), (lambda seed: 0.4, "the opposite holds"),
     (lambda seed: 0.5 + (-1) ** seed / 10, "cannot be told")])
 def test_the_verdict_is_what_the_interval_allows(tmp_path, better, verdict):
-    rows_of(better, lambda seed: 0.5).to_csv(tmp_path / "s.csv", index=False)
-    found = check([Claim("new beats old", "s", "t", "new", "old")], tmp_path)
-    assert list(found["verdict"]) == [verdict]
-    assert found["seeds"].item() == 10
-    assert "new beats old" in evidence.markdown(found)
-    assert f"| {verdict} |" in evidence.markdown(found)
+    record(tmp_path, {("new", "0.1"): better, ("old", "0.1"): lambda seed: 0.5}, [("new", "old", None, True)])
+    checked = check(tmp_path)
+    assert list(checked["verdict"]) == [verdict]
+    assert checked["seeds"].item() == 10
+    assert "| a claim |" in evidence.markdown(checked)
+    assert f"| 10 | {verdict} |" in evidence.markdown(checked)
 
 
-def test_a_claim_about_what_was_not_tested_is_refused(tmp_path):
-    rows_of(lambda seed: 0.6, lambda seed: 0.5).to_csv(tmp_path / "s.csv", index=False)
-    with pytest.raises(ValueError, match="no strategy 'newer' was tested in s, task t"):
-        check([Claim("newer", "s", "t", "newer", "old")], tmp_path)
-    with pytest.raises(ValueError, match="no strategy 'older' was tested"):
-        check([Claim("older", "s", "t", "new", "older")], tmp_path)
+def test_a_claim_that_names_rates_is_about_the_runs_at_these_rates(tmp_path):
+    record(tmp_path, {("new", "0.1"): lambda seed: 0.6, ("old", "0.1"): lambda seed: 0.5,
+                      ("new", "0.01"): lambda seed: 0.3, ("old", "0.01"): lambda seed: 0.5},
+           [("new", "old", "0.1", True), ("new", "old", "0.01", False)])
+    assert check(tmp_path)["difference"].tolist() == pytest.approx([10, -20])
+
+
+@pytest.mark.parametrize("claim", [("newer", "old"), ("new", "older")])
+def test_a_claim_about_what_was_not_tested_is_refused(tmp_path, claim):
+    record(tmp_path, {("new", "0.1"): lambda seed: 0.6, ("old", "0.1"): lambda seed: 0.5}, [(*claim, None, False)])
+    with pytest.raises(ValueError, match=f"no strategy '{'newer' if 'newer' in claim else 'older'}' was tested"):
+        check(tmp_path)
 
 
 def test_a_search_that_ends_at_an_edge_is_listed_and_no_other(tmp_path):
+    (tmp_path / "results").mkdir()
+    tried = ("0.003", "0.01", "0.1")
     accuracies = {"low": (0.9, 0.8, 0.7), "inside": (0.7, 0.9, 0.8), "high": (0.7, 0.8, 0.9), "pairs": (0.9, 0.8, 0.7)}
     pd.DataFrame([{"split": "validation", "task": "t", "strategy": name, "rates": rate + ", 0.5" * (name == "pairs"), "seed": 0,
                    "accuracy": accuracy, "loss": 1.0}
-                  for name, of_it in accuracies.items() for rate, accuracy in zip(("0.003", "0.01", "0.1"), of_it, strict=True)]
-                 ).to_csv(tmp_path / "s.csv", index=False)
-    listed = evidence.edges(tmp_path).splitlines()[2:]
+                  for name, reached in accuracies.items() for rate, accuracy in zip(tried, reached, strict=True)]
+                 ).to_csv(tmp_path / "results" / "s.csv", index=False)
+    listed = evidence.TABLES["edges"](tmp_path).splitlines()[2:]
     assert listed == ["| s.csv | t | low | 0.003 | lowest |", "| s.csv | t | high | 0.1 | highest |"]
 
 
 def test_every_claim_of_the_course_has_enough_seeds_and_names_strategies_of_its_study():
-    found = check(CLAIMS, RESULTS)
-    assert (found["seeds"] >= found["study"].map(lambda study: 5 if study in PHOTOGRAPHS else 10)).all()
-    assert len(found) == len(CLAIMS)
-    assert not found["claim"].duplicated().any()
+    checked = check(DATA)
+    assert (checked["seeds"] >= checked["study"].map(lambda study: 5 if study in PHOTOGRAPHS else 10)).all()
+    assert len(checked) == len(pd.read_csv(DATA / "claims.csv"))
+    assert not checked["claim"].duplicated().any()
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.csv")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((DATA / "results").glob("*.csv")), ids=lambda path: path.stem)
 def test_recorded_rows_are_of_a_known_study_and_only_winners_were_tested(path):
     rows = read_rows(path)
     assert not rows.duplicated(KEY).any()
     assert rows["accuracy"].between(0, 1).all()
-    if path.stem not in {**STUDIES, **PHOTOGRAPHS}:
+    if path.stem not in STUDIES:
         return
-    study_chooses = PHOTOGRAPHS[path.stem][2] if path.stem in PHOTOGRAPHS else STUDIES[path.stem].choose
-    for _, of_task in rows.groupby("task"):
-        assert of_task["steps"].nunique() == 1  # the same budget for all
-        if study_chooses:
-            tested = of_task[of_task["split"] == "test"]
-            won = winners(of_task)
-            assert {(row.strategy, row.rates) for row in tested.itertuples()} <= set(won.items())
+    for _, task_rows in rows.groupby("task"):
+        assert task_rows["steps"].nunique() == 1  # the same budget for all
+        if STUDIES[path.stem].choose:
+            tested = task_rows[task_rows["split"] == "test"]
+            assert set(zip(tested["strategy"], tested["rates"], strict=True)) <= set(winners(task_rows).items())
 
 
-def said(output):
+def markdown_of(output):
     return output.get("data", {}).get("text/markdown")
+
+
+def imports_of(cell):
+    return [statement for statement in ast.parse(cell.source).body if isinstance(statement, ast.Import | ast.ImportFrom)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_a_notebook_says_of_the_record_is_what_the_record_says(path, monkeypatch):
-    """Its cells tagged ``evidence`` need the recorded rows only: run anew, they must say what they are stored with."""
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if "evidence" in cell.metadata.get("tags", [])]
+    """Its cells tagged ``evidence`` need the notebook's imports and the recorded rows only: they must say what is stored."""
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    cells = [cell for cell in code if "evidence" in cell.metadata.get("tags", [])]
     assert cells
     monkeypatch.chdir(path.parent)
-    monkeypatch.setattr(plots, "show", lambda figure, alt: None)
+    monkeypatch.setattr(plots, "show", lambda *figure, **settings: None)
     shown = []
-    names = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
-    everything = {"plots": plots, "pd": pd, "plt": plots.plt, "Markdown": Markdown, "NAMES": names,
-                  "display": lambda *things: shown.extend(thing.data for thing in things if isinstance(thing, Markdown))}
+    names = {"NAMES": ["stem", "layer1", "layer2", "layer3", "layer4", "head"]}
+    exec(compile(ast.Module([each for cell in code for each in imports_of(cell)], []), path.name, "exec"), names)
+    names["display"] = lambda *things: shown.extend(thing.data for thing in things if isinstance(thing, Markdown))
     for cell in cells:
-        exec(compile(cell.source, path.name, "exec"), everything)
+        exec(compile(cell.source, path.name, "exec"), names)
     plots.plt.close("all")
-    assert shown == [said(output) for cell in cells for output in cell.outputs if said(output)]
+    assert shown == [markdown_of(output) for cell in cells for output in cell.outputs if markdown_of(output)]
     assert any(re.search(r"\d", text) for text in shown)
 
 
@@ -107,4 +124,4 @@ def test_the_pages_state_what_the_record_says(page):
     marks = re.findall(r"<!-- (\w+) -->", text)
     assert marks
     assert set(marks) <= set(evidence.TABLES)
-    assert evidence.renewed(text, RESULTS) == text
+    assert evidence.renewed(text, DATA) == text

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import layerlr_helpers
 from layerlr_helpers.studies import results
 
 ROW = {"split": "test", "task": "digits", "strategy": "decay", "rates": "0.003, 0.5", "seed": 0, "accuracy": 0.85}
@@ -63,44 +65,51 @@ def test_only_what_is_not_there_is_missing_and_the_wanted_come_in_order(tmp_path
     assert list(found[results.KEY].itertuples(index=False, name=None)) == wanted
 
 
-KILLED = """
-import os, sys
-from layerlr_helpers import results
-path, moment = sys.argv[1:]
+ALONE = """
+import os, sys, types
+package = types.ModuleType("layerlr_helpers")  # without what its __init__ imports, such as torch, which takes seconds
+package.__path__ = [sys.argv[1]]
+sys.modules["layerlr_helpers"] = package
+from layerlr_helpers.studies import results
+"""
+KILLED = ALONE + """
+path, moment = sys.argv[2:]
 row = {"split": "test", "task": "", "strategy": "a", "rates": "x" * 10000, "seed": 0}
 results.append_row(path, row)
 kill = lambda *args, **kwargs: os.kill(os.getpid(), 9)
 if moment == "writing":
-    results.pd.DataFrame.to_csv = lambda self, file, **options: (file.write("split,te"), file.flush(), kill())
+    results.pd.DataFrame.to_csv = lambda self, path, **options: (path.write_text("split,te"), kill())
 else:
     setattr(os, moment, kill)
 results.append_row(path, {**row, "seed": 1})
 """
-
-
-@pytest.mark.parametrize("moment", ["writing", "fsync", "replace"])
-def test_a_process_that_is_killed_while_it_writes_loses_that_row_at_most(tmp_path, moment):
-    path = tmp_path / "rows.csv"
-    done = subprocess.run([sys.executable, "-c", KILLED, path, moment], check=False)
-    assert done.returncode == -9
-    rows = results.read_rows(path)
-    assert list(rows["seed"]) == [0]
-    assert rows["rates"][0] == "x" * 10000
-    results.append_row(path, {"split": "test", "task": "", "strategy": "a", "rates": "y", "seed": 1})  # its lock is gone
-    assert list(results.read_rows(path)["seed"]) == [0, 1]
-
-
-WRITER = """
-import sys
-from layerlr_helpers import results
+WRITER = ALONE + """
 for seed in range(15):
-    results.append_row(sys.argv[1], {"split": "test", "task": "", "strategy": sys.argv[2], "rates": "", "seed": seed})
+    results.append_row(sys.argv[2], {"split": "test", "task": "", "strategy": sys.argv[3], "rates": "", "seed": seed})
 """
 
 
+def start(script, *arguments):
+    return subprocess.Popen([sys.executable, "-c", script, Path(layerlr_helpers.__file__).parent, *arguments])
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_writes_loses_that_row_at_most(tmp_path):
+    paths = {moment: tmp_path / f"{moment}.csv" for moment in ("writing", "fsync", "replace")}
+    processes = [start(KILLED, path, moment) for moment, path in paths.items()]
+    assert [process.wait() for process in processes] == [-9] * 3
+    for path in paths.values():
+        rows = results.read_rows(path)
+        assert list(rows["seed"]) == [0]
+        assert rows["rates"][0] == "x" * 10000
+        results.append_row(path, {"split": "test", "task": "", "strategy": "a", "rates": "y", "seed": 1})  # its lock is gone
+        assert list(results.read_rows(path)["seed"]) == [0, 1]
+
+
+@pytest.mark.slow
 def test_two_processes_that_write_to_one_file_lose_no_row(tmp_path):
     path = tmp_path / "rows.csv"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name]) for name in ("a", "b")]
+    writers = [start(WRITER, path, name) for name in ("a", "b")]
     assert [writer.wait() for writer in writers] == [0, 0]
     rows = results.read_rows(path)
     assert sorted(zip(rows["strategy"], rows["seed"], strict=True)) == [(name, seed) for name in "ab" for seed in range(15)]
@@ -118,31 +127,31 @@ def test_winners_have_the_best_mean_on_validation_images_and_the_lower_loss_wher
     assert results.winners(rows) == {"a": "low", "b": "high"}
     by_rounding = validated("c", "low", (0.7, 0.1)) + validated("c", "high", (0.4, 0.4), loss=2.0)
     assert results.winners(pd.DataFrame(by_rounding)) == {"c": "low"}
-    assert results.winners(rows, {"b": ["low"], "a": ["high"]}) == {"b": "low", "a": "high"}  # only these to choose from
 
 
-def scores(*named):
-    return pd.DataFrame([{**ROW, "strategy": name, "seed": seed, "split": split, "accuracy": accuracy(seed)}
-                         for seed in range(10) for name, split, accuracy in named])
+def test_a_recorded_study_is_read_by_its_name_and_an_unknown_one_is_told_those_that_there_are(tmp_path):
+    results.append_row(tmp_path / "depth.csv", ROW)
+    assert results.recorded("depth", tmp_path).to_dict("records") == [ROW]
+    with pytest.raises(FileNotFoundError, match=r"no study 'width' is recorded in .*; recorded are: depth"):
+        results.recorded("width", tmp_path)
+    with pytest.raises(FileNotFoundError, match="recorded are: none"):
+        results.recorded("depth", tmp_path / "nowhere")
 
 
-def test_intervals_are_of_differences_on_the_same_seeds():
-    rows = scores(("hard", "test", lambda seed: 0.5 + seed / 20), ("better", "test", lambda seed: 0.51 + seed / 20),
-                  ("mixed", "test", lambda seed: 0.6), ("hard", "validation", lambda seed: 0.0))
-    table = results.paired_intervals(rows, "hard")
-    assert list(table.index) == ["hard", "better", "mixed"]
-    assert (table["seeds"] == 10).all()
-    assert table.loc["better", ["difference", "low", "high"]].tolist() == pytest.approx([1, 1, 1])  # the seeds' spread is gone
-    assert table.loc["better", "mean"] == pytest.approx(100 * (0.51 + 4.5 / 20))
-    assert table.loc["hard", ["difference", "low", "high"]].tolist() == [0, 0, 0]
-    assert table.loc["mixed", "low"] < table.loc["mixed", "difference"] < table.loc["mixed", "high"]
-
-
-def test_intervals_of_what_was_not_tested_or_twice_are_refused():
-    rows = scores(("hard", "test", lambda seed: 0.5), ("better", "test", lambda seed: 0.6))
-    with pytest.raises(ValueError, match="no strategy 'easy' was tested, only better, hard"):
-        results.paired_intervals(rows, "easy")
-    with pytest.raises(ValueError, match="'better' and 'hard' were tested on different seeds"):
-        results.paired_intervals(rows[(rows["strategy"] == "hard") == (rows["seed"] < 5)], "hard")
-    with pytest.raises(ValueError, match="hard was tested more than once on a seed; choose the rows of one task"):
-        results.paired_intervals(pd.concat([rows, rows[rows["strategy"] == "hard"].assign(task="other")]), "hard")
+def test_differences_to_a_baseline_are_a_table_to_read():
+    accuracies = {"high": lambda seed: 0.6, "base": lambda seed: 0.5, "low": lambda seed: 0.4,
+                  "mixed": lambda seed: 0.5 + (-1) ** seed / 10}
+    rows = pd.DataFrame([{**ROW, "strategy": name, "rates": f"of {name}", "seed": seed, "accuracy": accuracy(seed)}
+                         for seed in range(10) for name, accuracy in accuracies.items()]
+                        + validated("high", "another", (0.1, 0.1)))
+    table = results.differences(rows, "base")
+    assert list(table.index) == ["high", "base", "low", "mixed"]
+    assert list(table["verdict"]) == ["better", "baseline", "worse", "cannot be told"]
+    assert list(table["rates"]) == ["of high", "of base", "of low", "of mixed"]
+    assert list(table["seeds"]) == [10] * 4
+    assert table["accuracy (%)"].tolist() == pytest.approx([60, 50, 40, 50])
+    texts = table["difference (points, 95 %)"]
+    assert texts["high"] == "+10.0 (+10.0 to +10.0)"
+    assert texts["base"] == "baseline"
+    with pytest.raises(ValueError, match="no strategy 'top' was tested"):
+        results.differences(rows, "top")

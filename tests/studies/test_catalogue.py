@@ -1,0 +1,85 @@
+"""The recorded studies: their tasks and candidates, and the recorded winners run again."""
+
+import pandas as pd
+import pytest
+
+from layerlr_helpers import Strategy, Task, few_shot_split, uniform
+from layerlr_helpers.layers import layer_groups
+from layerlr_helpers.models import load_resnet18
+from layerlr_helpers.studies import catalogue
+from layerlr_helpers.studies.catalogue import PHOTOGRAPHS, STUDIES, Study, run_again
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return layer_groups(load_resnet18(None))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_strategies_of_a_study_have_as_many_candidates_which_differ_and_can_be_carried_out(name, groups, small_digits):
+    for new_head in (True, False):
+        candidates = STUDIES[name].candidates(Task(small_digits, new_head=new_head))
+        assert len({len(strategies) for strategies in candidates.values()}) == 1
+        for strategies in candidates.values():
+            assert len({strategy.name for strategy in strategies}) == len(strategies)
+            for strategy in strategies:
+                if not strategy.look_first:
+                    rates = strategy.rates(groups)
+                    assert list(rates) == [group.name for group in groups]
+                    assert float(strategy.name.split(",")[0]) in [pytest.approx(lr) for lr in rates.values()]
+                if strategy.plan is not None:
+                    assert strategy.plan(groups, 40).resolved([g.name for g in groups]).trainable_at(40)
+
+
+@pytest.mark.slow
+def test_the_studies_have_named_tasks_with_room_for_every_seed():
+    for name, study in STUDIES.items():
+        if name in PHOTOGRAPHS:
+            continue
+        tasks = study.tasks()
+        assert len({task.name for task in tasks}) == len(tasks)
+        assert all(task.name for task in tasks)
+        for task in tasks:
+            few_shot_split(task.data, task.per_class, val_per_class=task.val_per_class)  # or it raises
+
+
+def test_stages_are_those_of_the_network(groups):
+    assert [group.name for group in groups] == list(catalogue.STAGES)
+
+
+@pytest.fixture
+def recorded_study(small_digits, monkeypatch, tmp_path):
+    """The folder with the record of a study "s" of two tasks, whose second candidates won and were tested on five seeds."""
+    tasks = [Task(small_digits.subset(range(120)), per_class=1, val_per_class=2, epochs=1, name=name) for name in ("a", "b")]
+    candidates = {name: [Strategy(f"{lr:g}", uniform(lr)) for lr in lrs]
+                  for name, lrs in {"low": (1e-5, 1e-4), "high": (1e-3, 1e-2), "higher": (1e-3, 1e-2)}.items()}
+    monkeypatch.setitem(STUDIES, "s", Study("which?", lambda: tasks, lambda task: candidates))
+    rows = [{"split": split, "task": task.name, "strategy": name, "rates": each.name, "seed": seed,
+             "accuracy": 0.5 + index / 4 + seed / 100, "loss": 1.0}
+            for task in tasks for name, strategies in candidates.items() for index, each in enumerate(strategies)
+            for split, seeds in (("validation", 2), ("test", 5 * index)) for seed in range(seeds)]
+    pd.DataFrame(rows).to_csv(tmp_path / "s.csv", index=False)
+    return tmp_path
+
+
+def test_recorded_winners_are_run_again_and_put_beside_the_record(recorded_study, made):
+    again = run_again("s", ["high", "low"], task="b", seeds=[1, 7], folder=recorded_study, progress=False)
+    assert made == [("b", rates, seed, "test") for seed in (1, 7) for rates in ("0.01", "0.0001")]
+    assert list(again["strategy"]) == ["high", "low"] * 2
+    assert again["recorded"].fillna(0).tolist() == pytest.approx([0.76, 0.76, 0, 0])  # seed 7 is not in the record
+    assert again["accuracy"].tolist() == pytest.approx([0.76, 0.76, 0.82, 0.82])
+
+
+def test_other_rates_than_the_winners_can_be_run_again(recorded_study, made):
+    run_again("s", ["high"], task="a", rates="0.001", folder=recorded_study, progress=False)
+    assert made == [("a", "0.001", seed, "test") for seed in (0, 1)]
+
+
+@pytest.mark.parametrize(("strategies", "task", "problem"), [
+    (["low"], "c", "no task 'c' in s; its tasks are a, b"),
+    (["low"], None, "no task None in s; its tasks are a, b"),
+    (["middle", "low"], "a", "no strategy middle in s; its strategies are low; high; higher")])
+def test_what_is_not_in_the_study_cannot_be_run_again(recorded_study, made, strategies, task, problem):
+    with pytest.raises(ValueError, match=problem):
+        run_again("s", strategies, task=task, folder=recorded_study)
+    assert not made
