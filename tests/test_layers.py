@@ -101,8 +101,10 @@ def without_values():
         nn.Module.register_parameter = register
 
 
-QUICK = ("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2",
-         "regnet_y_400mf", "resnet18", "shufflenet_v2_x1_0", "squeezenet1_0", "swin_t", "vgg11", "vit_b_32")  # one of each family
+QUICK = {  # a small one of most families
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2", "regnet_y_400mf",
+    "resnet18", "shufflenet_v2_x1_0", "squeezenet1_0", "swin_t", "vgg11", "vit_b_32",
+}
 NO_INIT = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}  # theirs takes a minute
 CONVOLUTIONAL = {  # the stages of one of each family
     "alexnet": 6, "convnext_tiny": 9, "densenet121": 9, "efficientnet_b0": 7, "googlenet": 7, "inception_v3": 6, "maxvit_t": 7,

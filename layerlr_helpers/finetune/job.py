@@ -266,7 +266,7 @@ def _write_results(job: Job, history: History, start_weights: dict[str, Tensor])
 
     labels, predicted, confidence = report.predictions(job.model, job.test, autocast=PRECISIONS[job.options.precision])
     rates = STRATEGIES[job.options.strategy].rates(job.options)(job.groups)
-    first_steps = job.plan.of(list(rates)).first_steps if job.plan is not None else None
+    first_steps = job.plan.resolved(list(rates)).first_steps if job.plan is not None else None
     report.write_report(output, job.test, labels, predicted, confidence,
                         layers=report.layer_report(job.groups, start_weights, rates, first_steps),
                         settings=job.settings, notes=USAGE.format(**vars(job.options), classes=len(class_names)))

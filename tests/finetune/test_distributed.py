@@ -7,11 +7,15 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerlr_helpers import checkpoints, fit
-from layerlr_helpers.finetune import distributed as processes
-from layerlr_helpers.finetune.distributed import SharedBatches, level, shared_cross_entropy, team
+from layerlr_helpers import fit
+from layerlr_helpers.finetune.distributed import (
+    DistributedBatchSampler,
+    distributed_context,
+    distributed_cross_entropy,
+    synchronise_checkpoints,
+)
 
-SIZES = {"images": st.integers(1, 60), "batch_size": st.integers(1, 25), "count": st.integers(1, 4)}
+SIZES = {"images": st.integers(1, 60), "batch_size": st.integers(1, 25), "world_size": st.integers(1, 4)}
 
 
 def seeded():
@@ -19,37 +23,38 @@ def seeded():
 
 
 @given(**SIZES)
-def test_the_parts_of_a_batch_make_up_the_batch_that_one_process_would_see(images, batch_size, count):
-    whole = SharedBatches(images, batch_size, seeded())
-    parts = [SharedBatches(images, batch_size, seeded(), rank=rank, processes=count) for rank in range(count)]
+def test_the_parts_of_a_batch_make_up_the_batch_that_one_process_would_see(images, batch_size, world_size):
+    whole = DistributedBatchSampler(images, batch_size, seeded())
+    samplers = [DistributedBatchSampler(images, batch_size, seeded(), rank=rank, world_size=world_size)
+                for rank in range(world_size)]
     for _ in range(2):  # epochs
-        for batch, *shares in zip(whole, *parts, strict=True):
-            assert sorted(batch) == sorted(chain(*shares))
-            assert max(map(len, shares)) - min(map(len, shares)) <= 1
-            assert min(map(len, shares)) >= parts[0].smallest
+        for batch, *parts in zip(whole, *samplers, strict=True):
+            assert sorted(batch) == sorted(chain(*parts))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+            assert min(map(len, parts)) >= samplers[0].smallest_part
 
 
 @given(images=SIZES["images"], batch_size=SIZES["batch_size"])
 def test_an_epoch_has_every_image_once_in_batches_of_nearly_equal_size(images, batch_size):
-    batches = SharedBatches(images, batch_size, seeded())
+    batches = DistributedBatchSampler(images, batch_size, seeded())
     first, second = list(batches), list(batches)
     assert sorted(chain(*first)) == list(range(images))
     assert len(first) == len(batches) == -(-images // batch_size)
     sizes = [len(batch) for batch in first]
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1
-    assert batches.smallest == min(sizes)
+    assert batches.smallest_part == min(sizes)
     assert images < 10 or first != second  # another order
 
 
 @pytest.mark.parametrize("sizes", [(3, 2), (1, 5), (4, 4)])
-def test_the_average_over_processes_of_the_shared_loss_is_the_mean_over_the_batch(monkeypatch, sizes):
+def test_the_gradients_average_over_processes_is_the_gradient_of_the_mean_over_the_batch(monkeypatch, sizes):
     logits, labels = torch.randn(sum(sizes), 4, generator=seeded()), torch.arange(sum(sizes)) % 4
     parts = [(x.requires_grad_(), y) for x, y in zip(logits.split(sizes), labels.split(sizes), strict=True)]
     totals = torch.tensor([float(F.cross_entropy(logits, labels, reduction="sum")), float(sum(sizes))])
-    monkeypatch.setattr(processes.dist, "all_reduce", lambda total: total.copy_(totals))
-    monkeypatch.setattr(processes.dist, "get_world_size", lambda: 2)
-    losses = [shared_cross_entropy(x, y) for x, y in parts]
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.copy_(totals))
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    losses = [distributed_cross_entropy(x, y) for x, y in parts]
     alone = logits.clone().requires_grad_()
     mean = F.cross_entropy(alone, labels)
     mean.backward()
@@ -66,7 +71,7 @@ def checkpoint_of(path, epochs):
 
 
 def step_of(path):
-    return checkpoints.torch.load(path, weights_only=True)["state"]["step"]
+    return torch.load(path, weights_only=True)["state"]["step"]
 
 
 @pytest.mark.parametrize("epochs", [(2, 1), (1, 2), (1, None), (None, 1), (2, 2), (None, None)])
@@ -76,7 +81,7 @@ def test_checkpoints_that_a_kill_left_at_different_steps_are_brought_to_the_late
         if number is not None:
             checkpoint_of(path, number)
     before = {path: path.read_bytes() for path in paths if path.exists()}
-    level(paths)
+    synchronise_checkpoints(paths)
     latest = max((number or 0) for number in epochs)
     for path, number in zip(paths, epochs, strict=True):
         assert step_of(path) == latest if latest else not path.exists()
@@ -93,24 +98,24 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_changed(tmp_path, content)
     paths[1].write_bytes(whole[:len(whole) // 2] if content is None else content)
     before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=r"cannot read .*1\.pt .*; move it away to start anew"):
-        level(paths)
+        synchronise_checkpoints(paths)
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
     paths[1].unlink()
-    level(paths)
+    synchronise_checkpoints(paths)
     assert [step_of(path) for path in paths] == [2, 2, 2]
 
 
-def test_without_torchrun_it_is_a_team_of_one(monkeypatch):
+def test_without_torchrun_a_process_is_alone(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     model = torch.nn.Linear(2, 2)
-    with team("cpu") as us:
-        assert (us.rank, us.size, us.device) == (0, 1, torch.device("cpu"))
-        us.wait()  # for nobody
-        assert us.wrapped(model, unused=True) is model
+    with distributed_context("cpu") as context:
+        assert (context.rank, context.world_size, context.device) == (0, 1, torch.device("cpu"))
+        context.barrier()  # waits for nobody
+        assert context.wrap(model, find_unused_parameters=True) is model
 
 
-def test_inside_a_team_the_current_gpu_is_the_process_own(monkeypatch):
+def test_inside_the_context_the_current_gpu_is_that_of_the_process(monkeypatch):
     current = []
 
     @contextmanager
@@ -124,10 +129,10 @@ def test_inside_a_team_the_current_gpu_is_the_process_own(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    with team("cuda") as us:
-        assert current == [us.device] == [torch.device("cuda", 1)]
+    with distributed_context("cuda") as context:
+        assert current == [context.device] == [torch.device("cuda", 1)]
     assert current == []
-    with team("cpu"):
+    with distributed_context("cpu"):
         assert current == []
 
 
@@ -135,6 +140,6 @@ def test_more_processes_than_gpus_are_refused_before_they_connect(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"each of the 2 process.* which has 1; start fewer"), team("cuda"):
+    with pytest.raises(ValueError, match=r"each of the 2 process.* which has 1; start fewer"), distributed_context("cuda"):
         pass
     assert not torch.distributed.is_initialized()

@@ -399,6 +399,7 @@ def digits():
     return few_shot_split(handwritten_digits(image_size=32), 3, val_per_class=1, seed=0)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("direction", "lr"), [("momentum", 0.03), ("adam", 1e-3), ("adam_mini", 1e-3)])
 def test_it_trains_a_resnet18_on_real_digits(direction, lr, digits):
     torch.manual_seed(0)

@@ -57,18 +57,6 @@ def test_a_claim_about_what_was_not_tested_is_refused(tmp_path, claim):
         check(tmp_path)
 
 
-def test_a_search_that_ends_at_an_edge_is_listed_and_no_other(tmp_path):
-    (tmp_path / "results").mkdir()
-    tried = ("0.003", "0.01", "0.1")
-    accuracies = {"low": (0.9, 0.8, 0.7), "inside": (0.7, 0.9, 0.8), "high": (0.7, 0.8, 0.9), "pairs": (0.9, 0.8, 0.7)}
-    pd.DataFrame([{"split": "validation", "task": "t", "strategy": name, "rates": rate + ", 0.5" * (name == "pairs"), "seed": 0,
-                   "accuracy": accuracy, "loss": 1.0}
-                  for name, reached in accuracies.items() for rate, accuracy in zip(tried, reached, strict=True)]
-                 ).to_csv(tmp_path / "results" / "s.csv", index=False)
-    listed = evidence.TABLES["edges"](tmp_path).splitlines()[2:]
-    assert listed == ["| s.csv | t | low | 0.003 | lowest |", "| s.csv | t | high | 0.1 | highest |"]
-
-
 def test_every_claim_of_the_course_has_enough_seeds_and_names_strategies_of_its_study():
     checked = check(DATA)
     assert (checked["seeds"] >= checked["study"].map(lambda study: 5 if study in PHOTOGRAPHS else 10)).all()
@@ -115,13 +103,3 @@ def test_what_a_notebook_says_of_the_record_is_what_the_record_says(path, monkey
     plots.plt.close("all")
     assert shown == [markdown_of(output) for cell in cells for output in cell.outputs if markdown_of(output)]
     assert any(re.search(r"\d", text) for text in shown)
-
-
-@pytest.mark.parametrize("page", evidence.PAGES)
-def test_the_pages_state_what_the_record_says(page):
-    """Or run ``python -m layerlr_helpers.studies.evidence``, which writes them."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    marks = re.findall(r"<!-- (\w+) -->", text)
-    assert marks
-    assert set(marks) <= set(evidence.TABLES)
-    assert evidence.renewed(text, DATA) == text
