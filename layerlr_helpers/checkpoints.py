@@ -67,12 +67,13 @@ def run_description(parts: dict, loader: Iterable, unfreezing=None) -> dict:
     Of two lists each entry must be the same. Of two dictionaries, what only one of them has is not compared.
     """
     groups = named(parts["optimizer"])
+    schedule_state = _plain(parts["schedule"].state_dict()) if parts["schedule"] is not None else {}
     return {
         "model": sorted(f"{name} {tuple(getattr(value, 'shape', ()))}" for name, value in parts["model"].state_dict().items()),
         "type": {name: type(part).__name__ for name, part in parts.items() if name != "model"},
         "parameter group": [f"{name} {[tuple(p.shape) for p in group['params']]}" for name, group in groups.items()],
         "options": {name: _options(group) for name, group in groups.items()},
-        "schedule": _schedule_settings(parts["schedule"]),
+        "schedule": {name: repr(schedule_state[name]) for name in _SCHEDULE_SETTINGS if name in schedule_state},
         "train loader": {"batches": str(length(loader)), "generators": len(generators(loader))},
         **_unfreezing_settings(unfreezing)}
 
@@ -81,9 +82,7 @@ def save(path: str | Path, parts: dict, rows: list[dict], state: RunState, loade
     """Save the ``state_dict`` of each of ``parts`` (None stays None), the history and how far the run is, atomically.
 
     ``run`` is the :func:`run_description` of the beginning. Options that the run itself has moved since are left out of it.
-
-    Raises:
-        ValueError: a state holds an object that a reader with ``weights_only=True`` would refuse.
+    A state with an object that a reader with ``weights_only=True`` would refuse is a ValueError.
     """
     now = {name: _options(group) for name, group in named(parts["optimizer"]).items()}
     options = {name: {option: value for option, value in began.items() if now[name].get(option) == value}
@@ -104,13 +103,10 @@ def save(path: str | Path, parts: dict, rows: list[dict], state: RunState, loade
 def load(path: str | Path, parts: dict, loader: Iterable, run: dict, last_step: int) -> tuple[list[dict], RunState, dict]:
     """Load what :func:`save` wrote into ``parts``; return the history's rows, how far the run is, and its description.
 
-    Nothing is changed if the file cannot be used.
-
-    Raises:
-        CheckpointError: the file is damaged, is no checkpoint of ``fit``, is of a run that began otherwise than ``run``
-            describes, or is further than ``last_step``.
+    A file that is damaged, is of a run that began otherwise than ``run`` describes, or is further than ``last_step``, is a
+    CheckpointError, and changes nothing.
     """
-    saved = _read(path, whole=True)
+    saved = _read(path)
     state = RunState(**saved["state"])
     problem = _first_difference(saved["run"], run)
     if problem is None and state.step > last_step:
@@ -125,12 +121,8 @@ def load(path: str | Path, parts: dict, loader: Iterable, run: dict, last_step: 
 
 
 def step(path: str | Path) -> int:
-    """How many steps the run in a checkpoint has done; the rest of the file is not read.
-
-    Raises:
-        CheckpointError: the file is damaged, or no checkpoint of ``fit``.
-    """
-    return _read(path, whole=False)["state"]["step"]
+    """How many steps the run in a checkpoint has done; a file that is damaged is a CheckpointError."""
+    return _read(path)["state"]["step"]
 
 
 def length(loader: Iterable) -> int | None:
@@ -141,13 +133,12 @@ def length(loader: Iterable) -> int | None:
         return None
 
 
-def _read(path: str | Path, *, whole: bool) -> dict:
+def _read(path: str | Path) -> dict:
     try:
-        if whole:
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():  # torch itself does not compare the checksums
-                    raise ValueError(f"{damaged} in it is not as it was written")
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=not whole)
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # torch itself does not compare the checksums
+                raise ValueError(f"{damaged} in it is not as it was written")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises a different error for each way of being damaged
         raise CheckpointError(f"cannot read {path} ({str(error)[:200]}); move it away to start anew") from error
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
@@ -199,15 +190,9 @@ def _number_or_numbers(value) -> float | tuple | None:
 
 def _unfreezing_settings(unfreezing) -> dict[str, list[str]]:
     """When layers unfreeze; nothing, if an unfreezing of the user's own has no plan and no ``batch_norm`` to tell it by."""
-    first_steps = getattr(getattr(unfreezing, "plan", None), "first_steps", {})
-    if hasattr(unfreezing, "state_dict"):  # then the plan is a part of its state, and changes
-        first_steps = {}
-    settings = [f"first step of {name} {first}" for name, first in first_steps.items()]
+    changes = hasattr(unfreezing, "state_dict")  # then the plan is a part of its state
+    plan = getattr(unfreezing, "plan", None) if not changes else None
+    settings = [f"first step of {name} {first}" for name, first in getattr(plan, "first_steps", {}).items()]
     if isinstance(batch_norm := getattr(unfreezing, "batch_norm", None), str):
         settings.append(f"batch_norm {batch_norm}")
     return {"unfreezing": settings} if settings or unfreezing is None else {}
-
-
-def _schedule_settings(schedule) -> dict:
-    state = _plain(schedule.state_dict()) if schedule is not None else {}
-    return {name: repr(state[name]) for name in _SCHEDULE_SETTINGS if name in state}

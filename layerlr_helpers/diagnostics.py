@@ -45,20 +45,14 @@ def relative_gradient_norm(params: Iterable[Tensor]) -> float:
 def relative_gradient_rates(highest_lr: float) -> Rates:
     """Each group's rate in proportion to its relative gradient norm, as it is now; the largest gets ``highest_lr``.
 
-    It reads the gradients of a backward pass that has been made, such as the first batch's.
-
-    Raises:
-        ValueError: a group has no gradient, or all its weights are 0 (says which).
+    It reads the gradients of a backward pass that has been made, such as the first batch's. A group without a gradient or
+    whose weights are all 0 is a ValueError.
     """
     def rates(groups: Sequence[LayerGroup]) -> dict[str, float]:
-        table = layer_statistics(groups).set_index("group")
-        no_gradient, all_zero = table.index[table["grad_norm"].isna()], table.index[table["weight_norm"] == 0]
-        if len(no_gradient):
-            raise ValueError(f"no gradient in {', '.join(no_gradient)}; call backward() on a batch's loss first")
-        if len(all_zero):
-            raise ValueError(f"the weights of {', '.join(all_zero)} are all 0, and a gradient has no size relative to "
-                             "0; start them at random, or choose rates that do not depend on the weights")
-        norms = table["relative_gradient"]
+        norms = layer_statistics(groups).set_index("group")["relative_gradient"]
+        if norms.isna().any():
+            raise ValueError(f"no gradient relative to the weights of {', '.join(norms.index[norms.isna()])}; call backward() "
+                             "on a batch's loss first, and start weights that are all 0 at random")
         return {name: float(highest_lr * norm / norms.max()) for name, norm in norms.items()}
 
     return rates
@@ -67,13 +61,10 @@ def relative_gradient_rates(highest_lr: float) -> Rates:
 def probe_layers(features: Mapping[str, np.ndarray], targets: Mapping[str, Tensor], *, seed: int = 0) -> pd.DataFrame:
     """How well a linear classifier can read each target off each layer (Alain and Bengio, 2017).
 
-    Args:
-        features: of each layer, from :func:`layer_features`; add your own, e.g. the pixels, to compare with.
-        targets: whole-number labels [N] under a name.
-        seed: of the split in halves, one to train the probe (logistic regression on standardised features), the
-            other to test it.
-
-    Returns one row a layer and target: ``layer, target, accuracy, standard_error, chance`` (the commonest class).
+    ``features`` of each layer are from :func:`layer_features`; add your own, e.g. the pixels, to compare with. ``targets`` are
+    whole-number labels [N] under a name. One half of the examples, drawn with ``seed``, trains the probe (logistic regression
+    on standardised features), and the other tests it. Returns one row a layer and target: ``layer, target, accuracy,
+    standard_error, chance`` (the commonest class).
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import train_test_split

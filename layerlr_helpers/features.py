@@ -1,7 +1,8 @@
 """What layers pass on: features of a frozen backbone, to train a head on, and features of every layer, to look at."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,11 +21,8 @@ _SAMPLE = 16  # examples that are looked at twice, to see whether anything is ra
 def head_module(groups: Sequence[LayerGroup]) -> nn.Module:
     """The only module of the last group, the model's own and no copy: what is trained on cached features.
 
-    Raises:
-        ValueError: no groups, a last group of several modules, or one that is only a part of its module.
+    A last group of several modules, or one that is only a part of its module, is a ValueError.
     """
-    if not groups:
-        raise ValueError("there are no groups, so there is no head")
     last = groups[-1]
     if len(last.modules) != 1:
         raise ValueError(f"the last group {last.name!r} has {len(last.modules)} modules ({listed(last.modules) or 'none'}), "
@@ -54,14 +52,9 @@ def cache_features(model: nn.Module, data: Dataset, groups: Sequence[LayerGroup]
     >>> features.tensors[0].shape, head_module(groups)  # train the head on them, for example with fit
     (torch.Size([6, 3]), Linear(in_features=3, out_features=2, bias=True))
 
-    Args:
-        data: gives (input, label); an input is a tensor or a dictionary of keyword arguments.
-        groups: of the model, from ``layer_groups``, which is called if this is None.
-
-    Raises:
-        ValueError: a parameter outside the head still asks for a gradient (named), the head shares a parameter with
-            the backbone, the head is no single module, something after the head changes its output, the head is
-            given something else than one tensor, or the data give another input each time (random augmentation).
+    ``data`` gives (input, label); an input is a tensor or a dictionary of keyword arguments. A backbone that is not frozen or
+    shares a parameter with the head, a head that is no single module on one tensor, something after the head that changes
+    its output, and data that give another input each time (random augmentation) are a ValueError.
     """
     groups = layer_groups(model) if groups is None else groups
     head = head_module(groups)
@@ -109,9 +102,7 @@ def cached_head(model: nn.Module, groups: Sequence[LayerGroup], data: Dataset,
 def _is_random(compute: Callable[[], object]) -> bool:
     """Whether a tensor, or a dictionary of tensors, is another one when it is computed again."""
     first, second = compute(), compute()
-    if isinstance(first, Mapping):
-        return any(not torch.equal(first[name], second[name]) for name in first)
-    return not torch.equal(first, second)
+    return not all(map(torch.equal, tensors_in(first), tensors_in(second)))
 
 
 def _check_frozen(model: nn.Module, head: nn.Module, group: LayerGroup) -> None:
@@ -151,16 +142,14 @@ def layer_features(model: nn.Module, data: Dataset, groups: Sequence[LayerGroup]
     features: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     outputs: dict[str, Tensor] = {}
 
-    def keep_output_of(name):
-        def hook(module, args, output):
-            if (tensor := next(tensors_in(output), None)) is not None:
-                outputs[name] = tensor
-        return hook
+    def keep_output(name, module, args, output):
+        if (tensor := next(tensors_in(output), None)) is not None:
+            outputs[name] = tensor
 
     with preserved(model), ExitStack() as hooks:
         for group in groups:
             for module in group.modules.values():
-                hooks.enter_context(module.register_forward_hook(keep_output_of(group.name)))
+                hooks.enter_context(module.register_forward_hook(partial(keep_output, group.name)))
         model.eval()
         # A generator of its own: a loader without one takes a number from torch's global generator.
         for inputs, _ in DataLoader(data, batch_size, generator=torch.Generator()):

@@ -10,25 +10,16 @@ from torch.optim import Optimizer
 
 
 @contextmanager
-def modes_preserved(model: nn.Module) -> Iterator[None]:
-    """Put every module back into the mode that it is in now, train or eval, whatever happens inside."""
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Put back every module's mode, train or eval, and the values of every buffer, whatever happens inside."""
     modes = {module: module.training for module in model.modules()}
+    buffers = [(module, name, buffer, buffer.detach().clone())
+               for module in model.modules() for name, buffer in module.named_buffers(recurse=False)]
     try:
         yield
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Put back every module's mode and the values of every buffer, whatever happens inside."""
-    buffers = [(module, name, buffer, buffer.detach().clone())
-               for module in model.modules() for name, buffer in module.named_buffers(recurse=False)]
-    try:
-        with modes_preserved(model):
-            yield
-    finally:
         with torch.no_grad():
             for module, name, buffer, values in buffers:
                 setattr(module, name, buffer)

@@ -77,10 +77,7 @@ def few_shot_split(data: ImageSet, per_class: int = 10, *, val_per_class: int = 
 
     Choose learning rates on the validation part; the test part is for the one final number. The validation images are
     the same for every ``seed``, which draws the training images: so none of them is a test image of another seed.
-
-    Raises:
-        ValueError: a class has too few images to leave at least one for testing (says which), ``per_class`` below 1 or
-            ``val_per_class`` below 0.
+    A ValueError names a class that has too few images to leave at least one for testing.
     """
     if per_class < 1 or val_per_class < 0:
         raise ValueError(f"per_class is 1 or above and val_per_class 0 or above, not {per_class} and {val_per_class}")
@@ -91,10 +88,7 @@ def fraction_split(data: ImageSet, val_fraction: float, test_fraction: float, se
     """Split into training, validation and test images by fractions of each class, at least one image each.
 
     The test images are the same for every ``seed``, so that rates which were chosen on the validation images of one seed can
-    be tested on another.
-
-    Raises:
-        ValueError: a class too small for all three (says which), or fractions that leave nothing to train on.
+    be tested on another. A ValueError names a class that is too small for all three.
     """
     if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
         raise ValueError("the fractions for validation and testing must be above 0 and below 1 together, not "
@@ -112,7 +106,7 @@ def _split_by_class(data: ImageSet, sizes: Callable[[int], tuple[int, int]], see
     ``sizes(number of images)`` says how many the first two parts get; ``purposes`` says what the three parts are for.
     """
     always_same, by_seed = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
-    parts: tuple[list[Tensor], ...] = ([], [], [])
+    rows_by_class = []
     for label, name in enumerate(data.class_names):
         rows = torch.nonzero(data.labels == label).flatten()
         drawn_size, fixed_size = sizes(len(rows))
@@ -121,9 +115,8 @@ def _split_by_class(data: ImageSet, sizes: Callable[[int], tuple[int, int]], see
                              f"{fixed_size} for {purposes[1]} and one for {purposes[2]}; add images, or leave the class out")
         fixed, others = rows[torch.randperm(len(rows), generator=always_same)].tensor_split((fixed_size,))
         drawn, rest = others[torch.randperm(len(others), generator=by_seed)].tensor_split((drawn_size,))
-        for part, chosen in zip(parts, (drawn, fixed, rest), strict=True):
-            part.append(chosen)
-    return tuple(data.subset(torch.cat(part)) for part in parts)
+        rows_by_class.append((drawn, fixed, rest))
+    return tuple(data.subset(torch.cat(rows)) for rows in zip(*rows_by_class, strict=True))
 
 
 def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "raise") -> ImageSet:
@@ -135,11 +128,7 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
     end like an image that Pillow reads (.heic, .mp4) are left out too; a warning counts them, but for texts and tables.
     Pixels of 16 bits are scaled to 8, and so are floats of 0 to 1.
     ``factors["file"]`` is each image's place in the list of all files, sorted by class and name.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no class folders, folders of splits (train, val, …) in their place, a class without images, or a file
-            that ends like an image and cannot be read as one.
+    A ValueError says what is wrong with a folder: no classes, splits (train, val, …) in their place, a class without images.
     """
     if unreadable not in ("raise", "skip"):
         raise ValueError(f"unreadable must be 'raise' or 'skip', not {unreadable!r}")
@@ -150,11 +139,10 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
     for place, (label, file) in enumerate(_image_files(folders)):
         try:
             images.append(_read_image(file, image_size))
+            labels.append(label)
+            places.append(place)
         except Exception as error:  # Pillow raises a different error for each way of being damaged
             errors[file] = error
-            continue
-        labels.append(label)
-        places.append(place)
     if errors and unreadable == "raise":
         file, error = next(iter(errors.items()))
         raise ValueError(f"{len(errors)} unreadable file(s), the first is {file} ({error}); mend it, or pass "
@@ -162,7 +150,7 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
     if errors:
         warnings.warn(f"skipped {len(errors)} unreadable file(s): {', '.join(map(str, errors))}", stacklevel=2)
     if empty := [folder.name for label, folder in enumerate(folders) if label not in set(labels)]:
-        raise ValueError(f"no readable image is left in class folder(s) {empty} of {path}")
+        raise ValueError(f"class folder(s) {empty} of {path} contain no image that can be read (.jpg, .png, .webp, …)")
     return ImageSet(torch.stack(images), torch.tensor(labels), tuple(folder.name for folder in folders),
                     {"file": torch.tensor(places)})
 
@@ -178,9 +166,7 @@ def _class_folders(path: Path) -> list[Path]:
         raise FileNotFoundError(f"no folder {path}")
     folders = _subfolders(path)
     if not folders:
-        loose = sum(_is_image(file) and _is_visible_file(file, path) for file in path.iterdir())
-        raise ValueError(f"{path} has no subfolders; put the images of each class into a subfolder of its own"
-                         + (f" ({loose} images lie directly in it)" if loose else ""))
+        raise ValueError(f"{path} has no subfolders; put the images of each class into a subfolder of its own")
     if all(folder.name.lower() in SPLITS for folder in folders) and any(map(_subfolders, folders)):
         example = next((folder for folder in folders if folder.name.lower().startswith("train")), folders[0])
         raise ValueError(f"the folders {', '.join(folder.name for folder in folders)} in {path} are parts of the data and no "
@@ -190,29 +176,20 @@ def _class_folders(path: Path) -> list[Path]:
 
 def _image_files(folders: Sequence[Path]) -> list[tuple[int, Path]]:
     """``(label, file)`` of all images in the class folders, sorted; warns of other files."""
+    # Hidden files are left out, such as macOS's ._a.jpg and Jupyter's copies.
     files = [(label, file) for label, folder in enumerate(folders) for file in sorted(folder.rglob("*"))
-             if _is_visible_file(file, folder)]
-    images = [(label, file) for label, file in files if _is_image(file)]
+             if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     others = Counter(file.suffix.lower() or "without an ending" for _, file in files
                      if not _is_image(file) and (file.suffix or file.name).lower() not in NOTES)
     if others:
         warnings.warn(f"left out {others.total()} file(s) that do not end like an image that can be read here ("
                       f"{', '.join(f'{n} {ending}' for ending, n in others.most_common())}); if they are images, save them as "
                       ".jpg or .png", stacklevel=3)
-    labels = {label for label, _ in images}
-    if empty := [folder.name for label, folder in enumerate(folders) if label not in labels]:
-        raise ValueError(f"class folder(s) {empty} of {folders[0].parent} contain no image (known endings: .jpg, .png, "
-                         ".webp, …)")
-    return images
+    return [(label, file) for label, file in files if _is_image(file)]
 
 
 def _subfolders(path: Path) -> list[Path]:
     return [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-
-
-def _is_visible_file(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)  # macOS's ._a.jpg, Jupyter's copies
-    return not hidden and file.is_file()
 
 
 def _is_image(file: Path) -> bool:
@@ -236,11 +213,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(pixels: np.ndarray, *, always_sixteen: bool) -> np.ndarray:
-    """Convert grey values to uint8: floats of 0 to 1, or integers, which may have 8 or 16 bits.
-
-    Raises:
-        ValueError: values outside that range, of which nobody knows what is black and what is white.
-    """
+    """Convert grey values to uint8: floats of 0 to 1, or integers of 8 or 16 bits; of others nobody knows what is white."""
     low, high, floats = pixels.min(), pixels.max(), pixels.dtype.kind == "f"
     white = 1 if floats else 65535
     if not 0 <= low <= high <= white:  # also true of NaN

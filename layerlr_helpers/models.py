@@ -11,6 +11,7 @@ from torchvision.models import ResNet, ResNet18_Weights, resnet18
 
 from layerlr_helpers.guards import seeded
 from layerlr_helpers.layers import layer_groups
+from layerlr_helpers.naming import check_choice
 
 CHECKPOINT = "resnet18_glyphs.pt"
 CHECKPOINT_SHA256 = "919cb7fd089749749fb8633de919563c55709574fccf1556cd16307a6b2d497c"
@@ -24,23 +25,19 @@ def load_resnet18(weights: str | None = "glyphs", *, num_classes: int | None = N
             ``"imagenet"``: torchvision's ``IMAGENET1K_V1``, downloaded once. None: random, from torch's generator.
         num_classes: replace the head by a random one with that many outputs; None keeps the head of the weights.
 
-    Raises:
-        ValueError: unknown weights, fewer than one class, or weights on this machine that are damaged.
-        FileNotFoundError: the package's checkpoint is missing.
-        ConnectionError: ImageNet's weights are not on this machine and could not be downloaded.
+    A ConnectionError says that ImageNet's weights could not be downloaded, a ValueError that weights are damaged.
     """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    check_choice("weights", weights, ("glyphs", "imagenet", None))
     if weights == "glyphs":
         state = read_checkpoint(checkpoint_path(), CHECKPOINT_SHA256)
         model = resnet18(num_classes=len(state["fc.weight"]))
         model.load_state_dict(state)  # stored as fp16, it becomes float32 here
     elif weights == "imagenet":
         model = _imagenet()
-    elif weights is None:
-        model = resnet18()
     else:
-        raise ValueError(f"unknown weights {weights!r}; known are 'glyphs', 'imagenet' and None")
+        model = resnet18()
     if num_classes is not None:
         model.fc = nn.Linear(model.fc.in_features, num_classes)
     return model.eval()
@@ -51,15 +48,10 @@ def new_head(model: nn.Module, num_classes: int, example_input=None) -> nn.Modul
 
     It replaces the last ``nn.Linear`` or ``nn.Conv2d`` of the last layer group, found by one forward pass: ``fc`` of a
     ResNet, ``classifier.6`` of a VGG, ``heads.head`` of a ViT. The new one is on the same device and of the same dtype.
+    ``example_input`` is what to call the model with, as in ``layer_groups``. A ValueError says that there is no such layer.
 
     >>> new_head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), num_classes=5)[-1]
     Linear(in_features=8, out_features=5, bias=True)
-
-    Args:
-        example_input: what to call the model with, as in ``layer_groups``; None guesses from the first layer.
-
-    Raises:
-        ValueError: fewer than one class, or a last group with neither a linear layer nor a convolution.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
@@ -80,11 +72,7 @@ def new_head(model: nn.Module, num_classes: int, example_input=None) -> nn.Modul
 
 
 def checkpoint_path() -> Path:
-    """Where the checkpoint is: in the installed package, or in ``data/`` beside it in a checkout.
-
-    Raises:
-        FileNotFoundError: in neither place.
-    """
+    """Where the checkpoint is: in the installed package, or in ``data/`` beside it in a checkout."""
     installed, checkout = (folder / "data" for folder in Path(__file__).resolve().parents[:2])
     for folder in (installed, checkout):
         if (folder / CHECKPOINT).is_file():
@@ -94,11 +82,7 @@ def checkpoint_path() -> Path:
 
 
 def read_checkpoint(path: Path, sha256: str) -> dict[str, torch.Tensor]:
-    """Read a state_dict as it was stored, after checking the file's bytes.
-
-    Raises:
-        ValueError: the file is not, byte for byte, the one with that SHA-256.
-    """
+    """Read a state_dict as it was stored; a ValueError if the file is not, byte for byte, the one with that SHA-256."""
     data = Path(path).read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:
@@ -109,30 +93,25 @@ def read_checkpoint(path: Path, sha256: str) -> dict[str, torch.Tensor]:
 
 
 def _imagenet() -> ResNet:
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
     try:
         return resnet18(weights=ResNet18_Weights.IMAGENET1K_V1)
     except (OSError, HTTPException) as error:  # URLError and the time-outs are OSErrors
-        target = _imagenet_file()
         raise ConnectionError(f"ImageNet's weights are not on this machine and could not be downloaded ({error}). With a "
-                              f"network, call this again; without one, copy {target.name} from a machine that has it "
-                              f"to {target.parent}, or use weights='glyphs', which needs no network.") from error
+                              f"network, call this again; without one, copy {file.name} from a machine that has it "
+                              f"to {file.parent}, or use weights='glyphs', which needs no network.") from error
     except Exception as error:  # a damaged file raises a different error for each way of being damaged
-        raise ValueError(f"the ImageNet weights {_imagenet_file()} are damaged ({str(error)[:200]}); delete this file, "
-                         "and it is downloaded again") from error
-
-
-def _imagenet_file() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+        raise ValueError(f"the ImageNet weights {file} are damaged ({str(error)[:200]}); delete this file, and it is "
+                         "downloaded again") from error
 
 
 def prepared_model(weights: str | None, num_classes: int | None, seed: int, *, keep: int | None = None,
                    load: Callable[[str | None], nn.Module] = load_resnet18) -> nn.Module:
     """A network whose random parts depend on ``seed`` alone; torch's own generator is left as it was.
 
-    Args:
-        weights: passed to ``load``, which makes the network; ``load(None)`` makes one with random weights.
-        num_classes: give it a new head, the same one for all ``weights``; None keeps the head.
-        keep: keep the weights of the first ``keep`` layer groups and of the head; the groups between get random weights.
+    ``load(weights)`` makes the network, and ``load(None)`` one with random weights. ``num_classes`` gives it a new head, the
+    same one for all ``weights``; None keeps the head. With ``keep``, the first ``keep`` layer groups and the head keep their
+    weights, and the groups between get random ones.
     """
     with seeded(seed):
         model = load(weights)

@@ -1,6 +1,7 @@
 """The learning-rate range test: which rates a network can stand, for all layers or for one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 
+from layerlr_helpers.checkpoints import RunState
 from layerlr_helpers.guards import training_undone
 from layerlr_helpers.naming import matching
 from layerlr_helpers.param_groups import named
@@ -35,11 +37,8 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
     smoothed loss exceeds ``diverged`` times its lowest or is not finite. The suggestion is the factor at which the loss
     falls fastest, by a line through several neighbouring steps; not a number if it never falls. Model, optimizer and
     random numbers are afterwards what they were. A group's rate is the one that it was made with, wherever a schedule has
-    moved it since. ``loss_fn`` and ``autocast`` are as in ``fit``.
-
-    Raises:
-        ValueError: fewer than 10 steps, ``low`` not below ``high``, a ``sweep`` that fits no group, a loss that is not
-            finite from the start, or a loader without a batch.
+    moved it since. ``loss_fn`` and ``autocast`` are as in ``fit``. Fewer than 10 steps, a ``sweep`` that fits no group and a
+    loss that is not finite from the start are a ValueError.
     """
     if steps < 10 or not 0 < low < high:
         raise ValueError(f"need at least 10 steps and 0 < low < high, not steps={steps}, low={low}, high={high}")
@@ -51,16 +50,16 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
     with training_undone(model, optimizer, train_loader):
         peaks = [peak_rate(group) for group in optimizer.param_groups]
         model.train()
-        batches = _endless(train_loader)
+        batches = (batch for _ in itertools.count() for batch in RunState().remaining_batches(train_loader))  # of many epochs
         for factor in factors:
             for group, layer, peak in zip(optimizer.param_groups, layers, peaks, strict=True):
                 group["lr"] = peak * factor if layer in swept else 0.0
             losses.append(train_step(model, optimizer, *next(batches), loss_fn, autocast)["loss"])
-            smooth.append(_smoothed(losses))
-            if not np.isfinite(smooth[-1]) or smooth[-1] > diverged * min(smooth):
+            smooth.append(pd.Series(losses).ewm(alpha=0.1).mean().iloc[-1])
+            if not np.isfinite(losses[-1]) or smooth[-1] > diverged * min(smooth):
                 break
     frame = pd.DataFrame({"factor": factors[:len(losses)], "loss": losses, "smooth_loss": smooth})
-    steady = frame[np.isfinite(frame.smooth_loss)]
+    steady = frame[np.isfinite(frame.loss)]
     if len(steady) < 2:
         raise ValueError(f"the loss was {losses} from the start, so no factor can be suggested; try a smaller low than {low}")
     return RangeTest(frame, _steepest_fall(steady))
@@ -77,18 +76,3 @@ def _steepest_fall(frame: pd.DataFrame, window: int = 9) -> float:
     slopes = [np.polyfit(logs[i:i + window], losses[i:i + window], 1)[0] for i in starts]
     best = int(np.argmin(slopes))
     return float(falling.factor.iloc[best + window // 2]) if slopes[best] < 0 else float("nan")
-
-
-def _smoothed(losses: Sequence[float], beta: float = 0.9) -> float:
-    weights = beta ** np.arange(len(losses))[::-1]
-    return float(np.dot(weights, losses) / weights.sum())
-
-
-def _endless(loader: Iterable) -> Iterator:
-    while True:
-        empty = True
-        for batch in loader:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError("the train loader gave no batch")

@@ -35,9 +35,6 @@ def predictions(model: nn.Module, data: Dataset, *, batch_size: int = 256,
     """``(labels, predicted, confidence)`` of each image, on the CPU: int64, int64, and the predicted class's softmax, 0..1.
 
     In eval mode and on the model's device; the model's modes are afterwards what they were. ``autocast`` as in ``fit``.
-
-    Raises:
-        ValueError: no images.
     """
     if len(data) == 0:
         raise ValueError("there are no images to predict; the data set is empty")
@@ -53,11 +50,7 @@ def predictions(model: nn.Module, data: Dataset, *, batch_size: int = 256,
 
 
 def confusion_matrix(labels, predicted, class_names: Sequence[str]) -> pd.DataFrame:
-    """How many images of each true class (rows) were taken for each class (columns).
-
-    Raises:
-        ValueError: not one prediction for each label, or numbers that are no class.
-    """
+    """How many images of each true class (rows) were taken for each class (columns); a ValueError for numbers of no class."""
     labels, predicted = (values.astype(int) for values in _same_length(labels, predicted))
     names, n = list(class_names), len(class_names)
     for what, values in (("labels", labels), ("predicted", predicted)):
@@ -89,11 +82,7 @@ def class_report(matrix: pd.DataFrame) -> pd.DataFrame:
 
 
 def mistakes(labels, predicted, confidence, n: int = 12) -> np.ndarray:
-    """The indices of at most ``n`` wrong predictions, the most confident first.
-
-    Raises:
-        ValueError: not one prediction and one confidence for each label.
-    """
+    """The indices of at most ``n`` wrong predictions, the most confident first."""
     labels, predicted, confidence = _same_length(labels, predicted, confidence)
     wrong = np.flatnonzero(labels != predicted)
     return wrong[np.argsort(-confidence[wrong], kind="stable")][:n]
@@ -103,11 +92,9 @@ def layer_report(groups: Sequence[LayerGroup], before: Mapping[str, Tensor], rat
                  first_steps: Mapping[str, int] | None = None) -> pd.DataFrame:
     """One row a layer group, from the input to the head: ``layer, rate, parameters, moved``.
 
-    Args:
-        before: a ``snapshot`` from before the training; ``moved`` is the distance from it over its own norm.
-        rates: the peak rate of each group; ``layer_decay(3e-3, 0.5)(groups)`` is such a dictionary.
-        first_steps: of a plan, the step at which each group begins to train, as a column ``from step``. A group that is
-            not in it never trains, and its rate is given as 0.
+    ``moved`` is the distance from ``before``, a ``snapshot`` from before the training, over its own norm. ``rates`` are the
+    peak rates, such as ``layer_decay(3e-3, 0.5)(groups)``. ``first_steps``, of a plan, adds the column ``from step``: when
+    each group begins to train. A group that is not in it never trains, and its rate is given as 0.
     """
     frame = layer_statistics(groups, before)[["group", "parameters", "moved"]].rename(columns={"group": "layer"})
     trained = frame["layer"].isin(list(rates if first_steps is None else first_steps))
@@ -169,21 +156,12 @@ def write_report(folder: str | Path, data: ImageSet, labels, predicted, confiden
                  settings: Mapping[str, object], notes: str = "") -> Path:
     """Write ``report.md`` with ``confusion.png`` and ``mistakes.png`` beside it into ``folder``; returns the report's path.
 
-    Args:
-        data: the test images, in the order of ``labels``, ``predicted`` and ``confidence`` (from :func:`predictions`).
-        layers: from :func:`layer_report`.
-        settings: what the run was made with; the versions of Python, torch and torchvision are added.
-        notes: Markdown to end with.
-
-    Each file is written beside its place and then renamed, so that there is never half a file; the report comes last.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: not one label, prediction and confidence for each image, or none.
+    Each file is written whole, the report last. The folder must exist. ``data`` are the test images, in the order of
+    ``labels``, ``predicted`` and ``confidence`` (from :func:`predictions`); ``layers`` is from :func:`layer_report`.
+    ``settings`` are what the run was made with, to which the versions of Python, torch and torchvision are added;
+    ``notes`` is Markdown to end with.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder} to write the report into; make it first")
     _same_length(data.labels, labels, predicted, confidence)
     matrix = confusion_matrix(labels, predicted, data.class_names)
     page = _page(matrix, layers, {**settings, "python": platform.python_version(), "torch": torch.__version__,

@@ -6,7 +6,7 @@ checkpoint that is never half written, and a resume that continues exactly where
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from layerlr_helpers import checkpoints
-from layerlr_helpers.guards import modes_preserved
+from layerlr_helpers.guards import preserved
+from layerlr_helpers.naming import check_choice
 from layerlr_helpers.param_groups import current_rates
 
 
@@ -63,19 +64,13 @@ def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epoch
         autocast: a lower precision for the forward pass, e.g. ``torch.bfloat16``; None leaves all as it is.
         progress: show a bar (the environment variable TQDM_DISABLE=1 turns all bars off).
 
-    Raises:
-        ValueError: neither or both of epochs and steps; an optimizer of another model; a schedule or an unfreezing of
-            other parameters than the optimizer's; an unfreezing that waits for reports without a validation loader;
-            a one-cycle schedule shorter than the run; an unknown ``schedule_every``; a damaged checkpoint, or one of
-            another run or of one that began with other rates, options or first steps; a loader without a batch.
-        FileNotFoundError: no folder for the checkpoint.
+    Before anything changes, arguments that do not fit together are a ValueError, and so is a checkpoint that is damaged, of
+    another run, or of one that began with other rates, options or first steps.
     """
-    _check_run(model, optimizer, epochs, steps, unfreezing, val_loader)
-    _check_checkpoint(checkpoint, checkpoint_every)
+    _check(model, optimizer, epochs, steps, schedule, schedule_every, unfreezing, val_loader, checkpoint, checkpoint_every)
     batches = checkpoints.length(train_loader)
-    total = _total_steps(epochs, steps, batches)
     resuming = checkpoint is not None and Path(checkpoint).exists()
-    _check_schedule(schedule, schedule_every, optimizer, total, resuming)
+    total = _total_steps(epochs, steps, batches, schedule, schedule_every, resuming)
 
     rows: list[dict] = []
     state = checkpoints.RunState()
@@ -139,10 +134,10 @@ def train_step(model: nn.Module, optimizer: Optimizer, inputs, labels: Tensor,
                loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
                autocast: torch.dtype | None = None) -> dict[str, float]:
     """One step of training on one batch; returns the batch's ``loss`` and ``accuracy`` before the update."""
-    device = _device(model)
+    device = next(model.parameters()).device
     labels = labels.to(device)
     optimizer.zero_grad(set_to_none=True)
-    with _autocast(device, autocast):
+    with torch.autocast(device.type, autocast) if autocast is not None else nullcontext():
         logits = logits_of(call_model(model, inputs))
         loss = loss_fn(logits, labels)
     loss.backward()
@@ -155,18 +150,15 @@ def evaluate(model: nn.Module, loader: Iterable, *, loss_fn: Callable[[Tensor, T
              autocast: torch.dtype | None = None) -> dict[str, float]:
     """Mean ``loss``, ``accuracy`` (0..1) and number ``n`` of examples over a loader, in eval mode.
 
-    The mode of the model and of each submodule is afterwards what it was.
-
-    Raises:
-        ValueError: an empty loader.
+    The modes of all submodules and all buffers are afterwards what they were. An empty loader is a ValueError.
     """
-    device = _device(model)
+    device = next(model.parameters()).device
     examples, loss, correct, predictions = 0, 0.0, 0, 0
-    with modes_preserved(model):
+    with preserved(model):
         model.eval()
         for inputs, labels in loader:
             labels = labels.to(device)
-            with _autocast(device, autocast):
+            with torch.autocast(device.type, autocast) if autocast is not None else nullcontext():
                 logits = logits_of(call_model(model, inputs))
             examples += len(labels)
             loss += float(loss_fn(logits.float(), labels)) * len(labels)
@@ -179,7 +171,7 @@ def evaluate(model: nn.Module, loader: Iterable, *, loss_fn: Callable[[Tensor, T
 
 def call_model(model: nn.Module, inputs):
     """Call ``model`` on a batch's inputs, a tensor or a dictionary of keyword arguments, on the model's device."""
-    device = _device(model)
+    device = next(model.parameters()).device
     if isinstance(inputs, Mapping):
         return model(**{name: value.to(device) for name, value in inputs.items()})
     return model(inputs.to(device))
@@ -196,14 +188,6 @@ def fast_autocast() -> torch.dtype | None:
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
 
 
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
-    return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
 def progress_bar(*arguments, shown: bool = True, **options) -> tqdm:
     """A tqdm bar that vanishes when it is done; not ``shown``, or with TQDM_DISABLE set, there is none at all."""
     # tqdm's notebook bar reads the variable too late and leaves an empty bar behind, so it is read here.
@@ -218,70 +202,52 @@ def _show(bar: tqdm, row: dict) -> None:
     bar.update()
 
 
-def _check_run(model, optimizer, epochs, steps, unfreezing, val_loader) -> None:
-    if (epochs is None) == (steps is None):
-        raise ValueError(f"give exactly one of epochs and steps, not epochs={epochs} and steps={steps}")
+def _check(model, optimizer, epochs, steps, schedule, schedule_every, unfreezing, val_loader, checkpoint,
+           checkpoint_every) -> None:
     number = epochs if steps is None else steps
-    if not isinstance(number, Integral) or number < 0:
-        raise ValueError(f"epochs and steps are whole numbers, 0 or above; got epochs={epochs}, steps={steps}")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in held for p in model.parameters()):
-        raise ValueError("this optimizer was made for another model: none of its parameters is in the model that is passed "
-                         "to fit; make the optimizer again after the model")
+    in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [group.name for group in getattr(unfreezing, "groups", ())
-               if any(id(p) not in held for p in group.params.values())]
-    if missing:
-        raise ValueError(f"the unfreezing's groups {missing} are not in the optimizer, so they would never train; "
-                         "give the optimizer all groups from the start")
-    if hasattr(unfreezing, "report") and val_loader is None:
-        raise ValueError(f"{type(unfreezing).__name__} decides by validation metrics; give fit a val_loader")
-    if unfreezing is not None and isinstance(model, DistributedDataParallel):
-        _check_distributed(model)
-
-
-def _check_distributed(model: DistributedDataParallel) -> None:
-    """Refuse a wrapper under which a layer that unfreezes would learn something else in each process."""
-    if not model.find_unused_parameters:
-        raise ValueError("unfreezing needs DistributedDataParallel(model, find_unused_parameters=True): frozen parameters have "
-                         "no gradients to wait for")
-    averaged = model._get_ddp_logging_data()["num_parameter_tensors"]  # those that asked for a gradient when it was wrapped
-    total = sum(1 for _ in model.module.parameters())
-    if averaged < total:
-        raise ValueError(f"DistributedDataParallel knows {averaged} of the model's {total} parameters, and the others would "
-                         "never be averaged between the processes; wrap the model before it is frozen")
-
-
-def _check_schedule(schedule, schedule_every, optimizer, total, resuming) -> None:
-    if schedule_every not in ("step", "epoch"):
-        raise ValueError(f"schedule_every must be 'step' or 'epoch', not {schedule_every!r}")
-    if schedule is None:
-        return
-    if not hasattr(schedule, "step"):
-        raise ValueError(f"schedule must be a torch scheduler, not {schedule!r}; make one of the optimizer first, for example "
-                         "one_cycle(optimizer, steps)")
-    if schedule.optimizer is not optimizer:
-        raise ValueError("this schedule was made for another optimizer; make it with the one that is passed to fit")
-    if schedule_every == "step" and hasattr(schedule, "total_steps"):  # OneCycleLR, which raises after its last step
-        done = 0 if resuming else schedule.last_epoch
-        if done + total > schedule.total_steps:
-            raise ValueError(f"the schedule has {schedule.total_steps - done} steps left and the run has {total}; make the "
-                             f"schedule with total_steps={total}")
-
-
-def _check_checkpoint(checkpoint, checkpoint_every) -> None:
-    if checkpoint_every is not None and checkpoint is None:
-        raise ValueError(f"checkpoint_every={checkpoint_every} needs checkpoint=…, the file to save to")
-    if checkpoint_every is not None and (not isinstance(checkpoint_every, Integral) or checkpoint_every < 1):
-        raise ValueError(f"checkpoint_every is a whole number, 1 or above, not {checkpoint_every!r}")
+               if not in_optimizer.issuperset(map(id, group.params.values()))]
+    problems = [
+        (None not in (epochs, steps) or not isinstance(number, Integral) or number < 0,
+         f"give exactly one of epochs and steps, a whole number, 0 or above; got epochs={epochs}, steps={steps}"),
+        (in_optimizer.isdisjoint(map(id, model.parameters())),
+         "this optimizer was made for another model: none of its parameters is in the model that is passed to fit; make the "
+         "optimizer again after the model"),
+        (missing, f"the unfreezing's groups {missing} are not in the optimizer, so they would never train; give the optimizer "
+                  "all groups from the start"),
+        (hasattr(unfreezing, "report") and val_loader is None,
+         f"{type(unfreezing).__name__} decides by validation metrics; give fit a val_loader"),
+        (schedule is not None and getattr(schedule, "optimizer", None) is not optimizer,
+         "schedule must be a torch scheduler of the optimizer that is passed to fit, for example one_cycle(optimizer, steps)"),
+        (checkpoint_every is not None
+         and (checkpoint is None or not isinstance(checkpoint_every, Integral) or checkpoint_every < 1),
+         f"checkpoint_every={checkpoint_every} must be a whole number, 1 or above; it needs checkpoint=…, the file to save to")]
+    for wrong, message in problems:
+        if wrong:
+            raise ValueError(message)
+    check_choice("schedule_every", schedule_every, ("step", "epoch"))
     if checkpoint is not None and not Path(checkpoint).parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(checkpoint).parent} to save the checkpoint in; make it first")
+    if unfreezing is not None and isinstance(model, DistributedDataParallel):
+        # It waits for the gradients of frozen parameters, unless told not to, and never averages those of parameters that were
+        # frozen when it was made: they would become different ones in each process.
+        averaged, total = model._get_ddp_logging_data()["num_parameter_tensors"], len(list(model.parameters()))
+        if not model.find_unused_parameters or averaged < total:
+            raise ValueError("unfreezing needs DistributedDataParallel(model, find_unused_parameters=True), made before the "
+                             f"model is frozen; this one has find_unused_parameters={model.find_unused_parameters} "
+                             f"and averages {averaged} of the model's {total} parameters")
 
 
-def _total_steps(epochs: int | None, steps: int | None, length: int | None) -> int:
-    if length == 0:
+def _total_steps(epochs, steps, batches, schedule, schedule_every, resuming) -> int:
+    if batches == 0:
         raise ValueError("the train loader has no batch (is its batch_size above the number of images, with drop_last?)")
-    if steps is not None:
-        return steps
-    if length is None:
+    if steps is None and batches is None:
         raise ValueError("this train loader has no length; pass steps=… in place of epochs=…")
-    return epochs * length
+    total = steps if steps is not None else epochs * batches
+    if schedule_every == "step" and hasattr(schedule, "total_steps"):  # OneCycleLR, which raises after its last step
+        left = schedule.total_steps - (0 if resuming else schedule.last_epoch)
+        if total > left:
+            raise ValueError(f"the schedule has {left} steps left and the run has {total}; make the schedule with "
+                             f"total_steps={total}")
+    return total

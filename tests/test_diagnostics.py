@@ -78,15 +78,15 @@ def test_rates_by_relative_gradient_are_in_proportion_to_it():
     assert rates == pytest.approx({"first": 0.1 * (3 ** 0.5 / 5) / (2 ** 0.5 / 2), "second": 0.1})
 
 
-def test_rates_by_relative_gradient_say_whether_a_gradient_is_missing_or_the_weights_are_zero():
+def test_rates_by_relative_gradient_name_groups_without_a_gradient_or_with_weights_of_zero():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     nn.init.zeros_(model[2].weight)
     nn.init.zeros_(model[2].bias)
     groups = layer_groups(model, torch.zeros(1, 4))
-    with pytest.raises(ValueError, match=r"no gradient in stem, head; call backward\(\)"):
+    with pytest.raises(ValueError, match=r"no gradient relative to the weights of stem, head; call backward\(\)"):
         relative_gradient_rates(0.1)(groups)
     nn.functional.cross_entropy(model(torch.ones(2, 4)), torch.tensor([0, 1])).backward()
-    with pytest.raises(ValueError, match=r"the weights of head are all 0, .*start them at random"):
+    with pytest.raises(ValueError, match=r"weights of head; .*start weights that are all 0 at random"):
         relative_gradient_rates(0.1)(groups)
 
 

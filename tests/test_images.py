@@ -217,13 +217,13 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_a_folder_without_subfolders_says_how_it_should_be(tmp_path):
     colour_image().save(tmp_path / "loose.png")
-    with pytest.raises(ValueError, match=r"no subfolders; put the images of each class.*\(1 images lie directly"):
+    with pytest.raises(ValueError, match=r"no subfolders; put the images of each class into a subfolder"):
         image_folder(tmp_path)
 
 
 def test_a_class_without_images_is_named(folder):
     (folder / "cow").mkdir()
-    with pytest.raises(ValueError, match=r"\['cow'\].* contain no image"):
+    with pytest.raises(ValueError, match=r"\['cow'\].* contain no image that can be read \(\.jpg"):
         image_folder(folder)
 
 
@@ -246,7 +246,7 @@ def test_an_unreadable_file_is_named_or_skipped_as_asked(folder):
 
 def test_a_class_of_which_no_image_can_be_read_is_an_error(folder):
     (folder / "dog" / "deep" / "3.webp").write_bytes(b"nothing")
-    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match=r"no readable image is left.*'dog'"):
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match=r"'dog'.* contain no image that can be"):
         image_folder(folder, unreadable="skip")
 
 

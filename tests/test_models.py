@@ -51,7 +51,7 @@ def test_random_weights_come_from_torchs_generator():
 
 
 @pytest.mark.parametrize(("arguments", "problem"), [
-    ({"weights": "imagnet"}, "unknown weights 'imagnet'; known are 'glyphs', 'imagenet' and None"),
+    ({"weights": "imagnet"}, "unknown weights 'imagnet'; known are 'glyphs', 'imagenet', None"),
     ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
 ])
 def test_arguments_that_make_no_network_are_refused(arguments, problem):

@@ -70,6 +70,7 @@ print([i for i, (a, b, c) in enumerate(zip(before, imported, after)) if not a ==
 """
 
 
+@pytest.mark.slow
 def test_importing_the_package_and_every_module_changes_no_global_state(tmp_path):
     done = subprocess.run([sys.executable, "-W", "error", "-c", LOOK], capture_output=True, text=True, check=False,
                           cwd=tmp_path)

@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_ten_lines_work_when_pasted_and_learn_something(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     pasted = {}
@@ -24,4 +27,4 @@ def test_every_file_that_it_links_to_exists():
 
 def test_every_make_target_that_it_names_exists():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"make (lab|test|course|bench|lint)\b", TEXT)) <= targets
+    assert set(re.findall(r"make (setup|lab|check|test|course|bench|lint)\b", TEXT)) <= targets

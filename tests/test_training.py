@@ -251,10 +251,10 @@ REFUSED = {
     "neither": (lambda run: {}, "exactly one of epochs and steps"),
     "both": (lambda run: {"epochs": 1, "steps": 1}, "exactly one of epochs and steps"),
     "negative": (lambda run: {"epochs": -1}, "0 or above; got epochs=-1"),
-    "half a step": (lambda run: {"steps": 2.5}, "whole numbers"),
-    "when": (lambda run: {"epochs": 1, "schedule_every": "batch"}, "'step' or 'epoch', not 'batch'"),
-    "other schedule": (lambda run: {"epochs": 1, "schedule": Run().schedule}, "made for another optimizer"),
-    "a function": (lambda run: {"epochs": 1, "schedule": one_cycle}, "make one of the optimizer first"),
+    "half a step": (lambda run: {"steps": 2.5}, "a whole number, 0 or above; got epochs=None, steps=2.5"),
+    "when": (lambda run: {"epochs": 1, "schedule_every": "batch"}, "unknown schedule_every 'batch'; known are 'step', 'epoch'"),
+    "other schedule": (lambda run: {"epochs": 1, "schedule": Run().schedule}, "a torch scheduler of the optimizer"),
+    "a function": (lambda run: {"epochs": 1, "schedule": one_cycle}, "a torch scheduler of the optimizer"),
     "short schedule": (lambda run: {"epochs": EPOCHS + 1}, f"{STEPS} steps left and the run has {STEPS + BATCHES}"),
     "other optimizer": (lambda run: {"epochs": 1, "optimizer": Run().optimizer, "schedule": None}, "made for another model"),
     "other groups": (lambda run: {"epochs": 1, "unfreezing": other_unfreezing(run)}, "not in the optimizer"),
@@ -263,7 +263,7 @@ REFUSED = {
     "no batch": (lambda run: {"epochs": 1, "train_loader": []}, "train loader has no batch"),
     "dropped": (lambda run: {"steps": 1, "train_loader": DataLoader(Augmented(3), 4, drop_last=True)}, "has no batch"),
     "no file": (lambda run: {"epochs": 1, "checkpoint_every": 1}, "needs checkpoint="),
-    "never": (lambda run: {"epochs": 1, "checkpoint_every": 0, "checkpoint": "x"}, "1 or above, not 0"),
+    "never": (lambda run: {"epochs": 1, "checkpoint_every": 0, "checkpoint": "x"}, "checkpoint_every=0 must be a whole number, 1 or above"),
 }
 
 

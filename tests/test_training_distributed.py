@@ -62,7 +62,7 @@ def test_a_model_that_was_frozen_before_it_was_wrapped_is_refused(process_group)
     net = small_net()
     groups = layer_groups(net)
     ProgressiveUnfreezing(groups, UnfreezePlan.top_down(groups, every=3)).apply(0)
-    with pytest.raises(ValueError, match=r"knows 2 of the model's 6 parameters.*before it is frozen"):
+    with pytest.raises(ValueError, match=r"made before the model is frozen.*averages 2 of the model's 6 parameters"):
         train(DistributedDataParallel(net, find_unused_parameters=True), batches())
 
 

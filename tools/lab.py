@@ -5,9 +5,9 @@ import errno
 import os
 import sys
 from pathlib import Path
+from socket import create_server
 
 from jupyterlab.labapp import LabApp
-from tornado.netutil import bind_sockets
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = "/lab/tree/notebooks/01_layer_lr_theory.ipynb"
@@ -46,8 +46,7 @@ def usable(port: str) -> int:
     if not (port.isdecimal() and 1 <= int(port) <= 65535):
         sys.exit(f"A port is a number from 1 to 65535, not {port!r}; for instance make lab PORT=8889")
     try:
-        for socket in bind_sockets(int(port), "localhost"):
-            socket.close()
+        create_server(("localhost", int(port))).close()
     except PermissionError:
         sys.exit(f"Only the administrator may use port {port}. Choose one above 1023, for instance make lab PORT=8889")
     except OSError as failure:

@@ -20,16 +20,14 @@ def describe(axes: Axes, *sentences: str) -> None:
 
 
 def describe_lines(axes: Axes) -> None:
-    """Describe all lines in the Axes that have a label; call it after ``axes.set``, whose labels it uses.
-
-    Raises:
-        ValueError: no line has a label.
-    """
+    """Describe all lines in the Axes that have a label; call it after ``axes.set``, whose labels it uses."""
     lines = [line for line in axes.get_lines()
              if not line.get_label().startswith("_") and line.get_transform() == axes.transData]  # not axhline and axvline
     if not lines:
         raise ValueError("no line here has a label to describe it with; pass label='...' to axes.plot")
-    describe(axes, f"Lines of {axes.get_ylabel()}{scale(axes.yaxis)} over {axes.get_xlabel()}{scale(axes.xaxis)}.",
+    names = [axis.get_label_text() + (" (logarithmic)" if axis.get_scale() == "log" else "")
+             for axis in (axes.yaxis, axes.xaxis)]
+    describe(axes, f"Lines of {' over '.join(names)}.",
              listed([f"{line.get_label()}: {path(np.asarray(line.get_xdata()), line.get_ydata(orig=False), len(lines))}"
                      for line in lines]))
 
@@ -75,8 +73,3 @@ def listed(items: Sequence[str], room: int = ROOM) -> str:
     if left_out := len(items) - len(kept):
         kept.insert(-1, f"{left_out} more")
     return "; ".join(kept) + "."
-
-
-def scale(axis) -> str:
-    """What to say of an axis with a logarithmic scale."""
-    return " (logarithmic)" if axis.get_scale() == "log" else ""

@@ -1,5 +1,6 @@
 """The built-in data: printed glyphs to pretrain on, real handwriting to fine-tune on, and shifts of both."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -8,8 +9,7 @@ from torch import Tensor
 
 from layerlr_helpers.course import scenes
 from layerlr_helpers.images import ImageSet, check_image_size
-
-SHIFTS = ("inverted", "blurred", "noisy", "permuted")
+from layerlr_helpers.naming import check_choice
 
 
 def printed_glyphs(n: int, *, image_size: int = 64, seed: int = 0, shift: str | None = None) -> ImageSet:
@@ -17,9 +17,6 @@ def printed_glyphs(n: int, *, image_size: int = 64, seed: int = 0, shift: str | 
 
     The same ``n``, ``image_size`` and ``seed`` give the same images. ``factors`` holds, for each image, its font
     (an index into ``scenes.FONTS``) and everything of :func:`scenes.draw_factors`. ``shift`` as in :func:`shifted`.
-
-    Raises:
-        ValueError: ``n`` below 1, ``image_size`` below 16, or an unknown shift.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")
@@ -38,9 +35,6 @@ def handwritten_digits(*, image_size: int = 64, seed: int = 0, shift: str | None
     Data: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), CC BY 4.0. ``seed``
     chooses the scenes; ``factors["scan"]`` is each scan's number in scikit-learn's order. ``shift`` as in
     :func:`shifted`. Use :func:`few_shot_split` to split it.
-
-    Raises:
-        ValueError: ``image_size`` below 16, or an unknown shift.
     """
     from sklearn.datasets import load_digits  # here: scikit-learn takes longer to import than the rest of this package
 
@@ -61,42 +55,34 @@ def shifted(data: ImageSet, shift: str | None, *, seed: int = 0) -> ImageSet:
     At the input: ``"inverted"`` (negative), ``"blurred"`` (Gaussian, sigma 6 % of the image's width), ``"noisy"``
     (Gaussian noise, sigma 0.6 of full scale). At the output: ``"permuted"`` (every class gets the number of another, always by
     the same permutation).
-
-    Raises:
-        ValueError: an unknown shift.
     """
-    if shift is None:
-        return data
+    check_choice("shift", shift, (None, "inverted", "blurred", "noisy", "permuted"))
     if shift == "inverted":
         return replace(data, images=255 - data.images)
     if shift == "blurred":
-        return replace(data, images=_blur(data.images, sigma=0.06 * data.images.shape[-1]))
+        sigma = 0.06 * data.images.shape[-1]
+        return _change_images(data, lambda images: _blur(images, sigma))
     if shift == "noisy":
-        return replace(data, images=_add_noise(data.images, 0.6, seed))
+        generator = torch.Generator().manual_seed(seed + 1)  # not the seed that drew the scenes' own noise
+        return _change_images(data, lambda images: images + 0.6 * 255 * torch.randn(images.shape, generator=generator))
     if shift == "permuted":
         cycle = torch.randperm(len(data.class_names), generator=torch.Generator().manual_seed(0))
         order = torch.empty_like(cycle).scatter_(0, cycle, cycle.roll(1))  # one long cycle: no class keeps its number
         names = tuple(data.class_names[old] for old in order.argsort())
         return replace(data, labels=order[data.labels], class_names=names)
-    raise ValueError(f"unknown shift {shift!r}; known are None, {', '.join(map(repr, SHIFTS))}")
+    return data
+
+
+def _change_images(data: ImageSet, change: Callable[[Tensor], Tensor]) -> ImageSet:
+    """Apply ``change`` to the images as floats of 0 to 255, few at a time so that the floats stay small in memory."""
+    parts = [change(part.float()).round().clamp(0, 255).to(torch.uint8) for part in data.images.split(512)]
+    return replace(data, images=torch.cat(parts))
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:
     radius = int(3 * sigma + 0.5)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).repeat(3, 1)
-    blurred = []
-    for part in images.split(512):  # few enough that the floats stay small in memory
-        padded = F.pad(part.float(), (radius,) * 4, mode="replicate")
-        along_rows = F.conv2d(padded, kernel[:, None, None, :], groups=3)
-        blurred.append(F.conv2d(along_rows, kernel[:, None, :, None], groups=3).round().to(torch.uint8))
-    return torch.cat(blurred)
-
-
-def _add_noise(images: Tensor, strength: float, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + 1)  # not the seed that drew the scenes' own noise
-    noisy = []
-    for part in images.split(512):
-        noise = torch.randn(part.shape, generator=generator) * (255 * strength)
-        noisy.append((part + noise).round().clamp(0, 255).to(torch.uint8))
-    return torch.cat(noisy)
+    padded = F.pad(images, (radius,) * 4, mode="replicate")
+    along_rows = F.conv2d(padded, kernel[:, None, None, :], groups=3)
+    return F.conv2d(along_rows, kernel[:, None, :, None], groups=3)

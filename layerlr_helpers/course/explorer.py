@@ -1,25 +1,21 @@
-"""Turn the knobs: how the head's rate, the decay, the schedule and the unfreezing plan set every group's rate.
+"""Turn the knobs: how the head's rate, the decay, the schedule and the unfreezing plan set every group's rate."""
 
-Only :func:`explorer` needs ipywidgets, which belongs to the course and not to the package.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
 
 from layerlr_helpers.course.plots import plot_rates, show
 from layerlr_helpers.layers import LayerGroup
-from layerlr_helpers.naming import listed
+from layerlr_helpers.naming import check_choice
 from layerlr_helpers.param_groups import layer_decay, param_groups
 from layerlr_helpers.schedules import one_cycle, preview, slanted_triangular, warmup_cosine
 from layerlr_helpers.unfreezing import UnfreezePlan
 
 #: Schedules by name, each ``(optimizer, total_steps) -> scheduler``.
-SCHEDULES: Mapping[str, Callable[[Optimizer, int], LRScheduler]] = {
+SCHEDULES = {
     "constant": lambda optimizer, n: ConstantLR(optimizer, factor=1),
     "one-cycle": one_cycle,
     "slanted triangular": slanted_triangular,
@@ -33,15 +29,10 @@ def rates_over_time(groups: Sequence[LayerGroup], *, head_lr: float, decay: floa
                     plan_every: int | None = None, total_steps: int = 200) -> pd.DataFrame:
     """The learning rate of every group (columns) at every step (rows) with ``layer_decay(head_lr, decay)``.
 
-    Args:
-        schedule: a name in ``SCHEDULES``.
-        plan_every: unfreeze one more group every so many steps, from the head down; None or 0 trains all from the start.
-
-    Raises:
-        ValueError: an unknown schedule, or what ``layer_decay``, ``preview`` or the schedule refuse.
+    ``schedule`` is a name in ``SCHEDULES``. ``plan_every`` unfreezes one more group every so many steps, from the head down;
+    None or 0 trains all from the start.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; known are {listed(map(repr, SCHEDULES))}")
+    check_choice("schedule", schedule, SCHEDULES)
     plan = UnfreezePlan.top_down(groups, plan_every) if plan_every else None
     return preview(param_groups(groups, layer_decay(head_lr, decay)),
                    lambda optimizer: SCHEDULES[schedule](optimizer, total_steps), total_steps, plan=plan)
@@ -58,29 +49,19 @@ def ratio_drift(rates: pd.DataFrame) -> float:
     return float(np.exp(np.nanmax([0.0, *spans])))
 
 
-def explorer(groups: Sequence[LayerGroup], *, total_steps: int = 200):
+def explorer(groups: Sequence[LayerGroup]):
     """An ipywidgets box with a slider or menu for each knob of :func:`rates_over_time`, the figure and a sentence.
 
     It takes a running kernel to answer; without one a notebook shows a text in its place.
-
-    Raises:
-        ImportError: ipywidgets is not installed.
-        ValueError: fewer than 10 steps, for which not every schedule exists.
     """
-    if total_steps < 10:
-        raise ValueError(f"total_steps must be at least 10, not {total_steps}; a slanted triangle needs a step to rise in")
-    try:
-        import ipywidgets as widgets
-    except ImportError as error:
-        raise ImportError("the explorer needs ipywidgets: pip install ipywidgets; "
-                          "rates_over_time and plots.plot_rates draw the same figure without it") from error
+    import ipywidgets as widgets  # here: the package does not need it, only the course
 
     class Explorer(widgets.VBox):
         def __repr__(self) -> str:  # what a page without a kernel shows in its place
             return "(an explorer with sliders: run this notebook to use it)"
 
     def draw(**settings) -> None:
-        rates = rates_over_time(groups, total_steps=total_steps, **settings)
+        rates = rates_over_time(groups, **settings)
         show(plot_rates(rates), alt=_in_words(rates))
         print(_in_words(rates))
 
@@ -90,8 +71,8 @@ def explorer(groups: Sequence[LayerGroup], *, total_steps: int = 200):
         "head_lr": widgets.FloatLogSlider(3e-3, min=-5, max=-1, description="head rate", readout_format=".1e", **slider),
         "decay": widgets.FloatSlider(0.6, min=0.2, max=1.0, step=0.05, description="decay per group", **slider),
         "schedule": widgets.Dropdown(options=list(SCHEDULES), value="one-cycle", description="schedule", **shape),
-        "plan_every": widgets.IntSlider(0, min=0, max=max(total_steps // len(groups), 1),
-                                        description="unfreeze one every (steps)", **slider),
+        # At most the interval with which the lowest group still begins within the 200 steps.
+        "plan_every": widgets.IntSlider(0, min=0, max=200 // len(groups), description="unfreeze one every (steps)", **slider),
     }
     return Explorer([*knobs.values(), widgets.interactive_output(draw, knobs)])
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from layerlr_helpers.course.alt_text import ROOM, alt_text, describe, describe_lines, listed, number, path, scale
+from layerlr_helpers.course.alt_text import ROOM, alt_text, describe, describe_lines, listed, number, path
 from layerlr_helpers.images import ImageSet
 from layerlr_helpers.intervals import interval_text, mean_interval
 from layerlr_helpers.range_test import RangeTest
@@ -26,17 +26,11 @@ def depth_colours(n: int) -> list:
 
 
 def show(figure_or_axes, alt: str | None = None, **settings) -> None:
-    """Show a figure in a notebook with a text alternative, and close it.
+    """Show a figure (given by itself, one of its Axes, or an array of them) in a notebook with a text alternative; close it.
 
     The text goes into the notebook's metadata, from where a rendered page takes it for people who do not see the picture.
-
-    Args:
-        figure_or_axes: a figure, one of its Axes, or an array of its Axes.
-        alt: the text, for a figure that does not describe itself; left out, it is the descriptions in its Axes.
-        settings: what to change in the figure before, such as ``dpi=70`` and ``size_inches=(7, 3)``.
-
-    Raises:
-        ValueError: an empty text, or none and nothing in the figure is described.
+    It is ``alt``, or else the descriptions in the Axes; a figure without any is a ValueError. ``settings`` change the
+    figure before, such as ``dpi=70`` and ``size_inches=(7, 3)``.
     """
     from IPython.display import display
 
@@ -109,7 +103,7 @@ def plot_filters(weight: Tensor, *, columns: int = 16) -> Axes:
     weight = weight.detach()
     low, high = weight.amin((1, 2, 3), keepdim=True), weight.amax((1, 2, 3), keepdim=True)
     tiles = F.pad((weight - low) / (high - low).clamp_min(1e-12), (1, 1, 1, 1), value=1.0)
-    axes = _axes(None, columns * 0.5, -(-len(tiles) // columns) * 0.5)
+    axes = _axes(None, columns * 0.5, -(-len(tiles) // columns) * 0.5, grid=None)
     axes.imshow(make_grid(tiles, nrow=columns, padding=0, pad_value=1.0).permute(1, 2, 0).numpy())
     axes.axis("off")
     smooth = int((filter_smoothness(weight) > 0.2).sum())
@@ -118,7 +112,7 @@ def plot_filters(weight: Tensor, *, columns: int = 16) -> Axes:
     return axes
 
 
-def plot_rates(frame: pd.DataFrame, axes: Axes | None = None, *, log: bool = True) -> Axes:
+def plot_rates(frame: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """Learning rates over steps, one line a group: a frame from ``preview``, or ``History.to_frame()``.
 
     Steps at which a group is frozen (rate 0) are left out of its line.
@@ -128,8 +122,7 @@ def plot_rates(frame: pd.DataFrame, axes: Axes | None = None, *, log: bool = Tru
     steps = frame.get("step", frame.index)
     for name, colour in zip(columns, depth_colours(len(columns)), strict=True):
         axes.plot(steps, frame[name].where(frame[name] > 0), label=str(name).removeprefix("lr/"), color=colour, lw=2)
-    axes.set(xlabel="step", ylabel="learning rate", yscale="log" if log else "linear")
-    axes.grid(alpha=0.3)
+    axes.set(xlabel="step", ylabel="learning rate", yscale="log")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), title="group", reverse=True)
     describe_lines(axes)
     return axes
@@ -144,7 +137,6 @@ def plot_range_test(result: RangeTest, axes: Axes | None = None) -> Axes:
     describe_lines(axes)
     if np.isfinite(result.suggestion):
         reference_line(axes, f"suggested: {result.suggestion:.2g}", x=result.suggestion, color="tab:orange")
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return axes
 
@@ -161,41 +153,31 @@ def plot_probes(frame: pd.DataFrame, axes: Axes | None = None) -> Axes:
         axes.axhline(chance, color=colour, ls=":", lw=1)
         items.append(f"{target}: {path(rows['layer'], 100 * rows['accuracy'], len(targets))}, chance {number(chance)}")
     axes.set(xlabel="layer that the probe reads", ylabel="probe accuracy (%)", ylim=(0, 102))
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     describe(axes, "Probe accuracy (%) by the layer that the probe reads, one line for each target.", listed(items))
     return axes
 
 
-def plot_by_layer(frame: pd.DataFrame, value: str, axes: Axes | None = None, *, label: str | None = None,
-                  log: bool = False) -> Axes:
+def plot_by_layer(frame: pd.DataFrame, value: str, axes: Axes | None = None, *, label: str | None = None) -> Axes:
     """One bar a group of a frame with a ``group`` column, such as ``layer_statistics``."""
-    axes = _axes(axes)
+    axes = _axes(axes, grid="y")
     axes.bar(frame["group"], frame[value], color=depth_colours(len(frame)))
-    axes.set(xlabel="layer group", ylabel=label or value, yscale="log" if log else "linear")
-    axes.grid(alpha=0.3, axis="y")
-    describe(axes, f"Bars of {label or value}{scale(axes.yaxis)}, one for each layer group.",
-             f"{path(frame['group'], frame[value])}.")
+    axes.set(xlabel="layer group", ylabel=label or value)
+    describe(axes, f"Bars of {label or value}, one for each layer group.", f"{path(frame['group'], frame[value])}.")
     return axes
 
 
-def plot_comparison(frame: pd.DataFrame, axes: Axes | None = None, *, value: str = "accuracy") -> Axes:
-    """Each run as a dot, each strategy's mean as a bar of ink; the strategies in the frame's order.
-
-    ``value`` is a column of the frame; accuracies (0..1) are drawn in percent.
-    """
-    label = {"accuracy": "accuracy (%)", "loss": "cross-entropy (nats)", "seconds": "training time (s)"}.get(value, value)
-    unit = 100 if value == "accuracy" else 1
-    runs = {strategy: unit * rows[value] for strategy, rows in frame.groupby("strategy", sort=False)}
-    axes = _axes(axes, 7, 0.5 * len(runs) + 1.2)
+def plot_comparison(frame: pd.DataFrame, axes: Axes | None = None) -> Axes:
+    """Each run's accuracy as a dot, each strategy's mean as a bar of ink; the strategies in the frame's order."""
+    runs = {strategy: 100 * rows["accuracy"] for strategy, rows in frame.groupby("strategy", sort=False)}
+    axes = _axes(axes, 7, 0.5 * len(runs) + 1.2, grid="x")
     for y, values in enumerate(runs.values()):
         axes.plot(values, np.full(len(values), y), "o", color="tab:blue", alpha=0.6, label="one run" if y == 0 else None)
         axes.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color="black", lw=2, label="mean" if y == 0 else None)
-    axes.set(yticks=range(len(runs)), yticklabels=runs, xlabel=label)
+    axes.set(yticks=range(len(runs)), yticklabels=runs, xlabel="accuracy (%)")
     axes.invert_yaxis()
-    axes.grid(alpha=0.3, axis="x")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    describe(axes, f"Each run's {label} as a dot and each strategy's mean as a bar, {len(frame)} runs in all.",
+    describe(axes, f"Each run's accuracy (%) as a dot and each strategy's mean as a bar, {len(frame)} runs in all.",
              "Means, with the lowest and the highest run: " + listed(
                  [f"{name} {number(values.mean())} ({number(values.min())} to {number(values.max())})"
                   for name, values in runs.items()]))
@@ -208,7 +190,7 @@ def plot_intervals(table: pd.DataFrame, baseline: str, axes: Axes | None = None,
     ``live``, the frame of a ``compare`` that has the baseline too, adds a cross for each run: the difference on its seed.
     """
     rows = table.drop(index=baseline)
-    axes = _axes(axes, 7, 0.35 * len(rows) + 1.2)
+    axes = _axes(axes, 7, 0.35 * len(rows) + 1.2, grid="x")
     place = {name: i for i, name in enumerate(rows.index)}
     recorded = f"{rows['seeds'].max()} recorded seeds, mean and 95 %"
     axes.errorbar(rows["difference"], list(place.values()),
@@ -226,9 +208,8 @@ def plot_intervals(table: pd.DataFrame, baseline: str, axes: Axes | None = None,
                    for name, values in gaps.groupby("strategy", sort=False)["value"] if name in place]
         describe(axes, "Crosses, one seed run here: " + listed(crosses, room=150))
     axes.axvline(0, color="black", lw=1)
-    axes.set(xlabel=f"accuracy minus that of {baseline} on the same seeds (points)", ylim=(len(rows) - 0.5, -0.5))
-    axes.set_yticks(list(place.values()), list(place))
-    axes.grid(alpha=0.3, axis="x")
+    axes.set(xlabel=f"accuracy minus that of {baseline} on the same seeds (points)", ylim=(len(rows) - 0.5, -0.5),
+             yticks=list(place.values()), yticklabels=place)
     return axes
 
 
@@ -259,14 +240,13 @@ def plot_curves(rows: pd.DataFrame, x: str, axes: Axes | None = None, *, live: p
         axes.set_xscale("log")
         axes.set_xticks(ticks := sorted(rows[x].unique()), [f"{value:g}" for value in ticks])
         axes.minorticks_off()
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return axes
 
 
 def plot_heatmap(table: pd.DataFrame, axes: Axes | None = None, *, label: str = "accuracy (%)") -> Axes:
     """A table of numbers as coloured cells with the numbers, rounded to whole ones, in them; missing ones stay empty."""
-    axes = _axes(axes, 1.1 * table.shape[1] + 2, 0.5 * table.shape[0] + 1.3)
+    axes = _axes(axes, 1.1 * table.shape[1] + 2, 0.5 * table.shape[0] + 1.3, grid=None)
     numbers = table.to_numpy(dtype=float)
     picture = axes.imshow(numbers, aspect="auto", cmap="viridis")
     middle = np.nanmean(picture.get_clim())
@@ -280,5 +260,9 @@ def plot_heatmap(table: pd.DataFrame, axes: Axes | None = None, *, label: str = 
     return axes
 
 
-def _axes(axes: Axes | None, width: float = 7, height: float = 4) -> Axes:
-    return axes if axes is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
+def _axes(axes: Axes | None, width: float = 7, height: float = 4, *, grid: str | None = "both") -> Axes:
+    """The Axes, or else new ones of that many inches, with a light grid along "x", "y" or "both"."""
+    axes = axes if axes is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
+    if grid:
+        axes.grid(alpha=0.3, axis=grid)
+    return axes

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 def make(output: Path, glyphs: int, epochs: int, seed: int) -> dict:
-    """Train, write the weights as fp16 (whole numbers stay as they are) and report on both."""
+    """Train, write the weights as fp16 (whole numbers stay as they are) and report on them."""
     output.parent.mkdir(parents=True, exist_ok=True)
     # The checkpoint's name says which run it is of, so that a run with other settings does not go on from it.
     checkpoint = output.with_name(f"{output.stem}-{glyphs}-{epochs}-{seed}.checkpoint")
@@ -47,18 +47,14 @@ def make(output: Path, glyphs: int, epochs: int, seed: int) -> dict:
     state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     write_whole(output, lambda path: torch.save(state, path))
     checkpoint.unlink(missing_ok=True)
-    return {**_report(output, model), "glyphs": glyphs, "epochs": epochs, "seed": seed, "python": platform.python_version(),
+    return {**check(output), "glyphs": glyphs, "epochs": epochs, "seed": seed, "python": platform.python_version(),
             "torch": torch.__version__, "matplotlib": matplotlib.__version__, "autocast": str(fast_autocast())}
 
 
 def check(path: Path) -> dict:
-    """Report on weights that were written before."""
+    """Report on weights that were written."""
     model = resnet18(num_classes=len(GLYPHS))
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return _report(path, model)
-
-
-def _report(path: Path, model: torch.nn.Module) -> dict:
     content = path.read_bytes()
     return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
             "unseen_accuracy": unseen_accuracy(model)}
@@ -68,9 +64,6 @@ def pretrain(glyphs: int, epochs: int, seed: int, *, checkpoint: Path) -> torch.
     """Train a ResNet-18 on ``glyphs`` rendered letters of 64 pixels and return it; goes on from ``checkpoint`` if it exists.
 
     AdamW (weight decay 0.01) with a one-cycle schedule to 2e-3, cross-entropy, batches of 64, no augmentation.
-
-    Raises:
-        ValueError: less than one batch or one epoch, or the seed of the unseen glyphs.
     """
     if glyphs < 64 or epochs < 1:
         raise ValueError(f"pretraining takes at least 64 glyphs (one batch) and one epoch, not {glyphs} and {epochs}")

@@ -8,7 +8,6 @@ import argparse
 import base64
 import os
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -41,16 +40,6 @@ PAGE = """
 """
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one notebook went: its seconds, its result in one line, or what broke."""
-
-    notebook: str
-    seconds: float
-    result: str
-    error: str | None = None
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the number of notebooks that broke."""
     parser = argparse.ArgumentParser(prog="python -m layerlr_helpers.course", description=__doc__.splitlines()[0])
@@ -62,28 +51,28 @@ def main(arguments: list[str] | None = None) -> int:
     paths = sorted(Path(options.notebooks).glob("*.ipynb"))
     if not paths:
         raise SystemExit(f"no notebooks in {options.notebooks}; run this from the course's folder, or pass --notebooks")
-    outcomes = [run_notebook(path, Path(options.output), in_place=options.in_place, number=f"{i}/{len(paths)}")
-                for i, path in enumerate(paths, start=1)]
-    table = pd.DataFrame(outcomes).drop(columns="error")
-    print(table.to_string(index=False, justify="left", float_format="%.0f"))
+    table = pd.DataFrame([run_notebook(path, Path(options.output), in_place=options.in_place, number=f"{i}/{len(paths)}")
+                          for i, path in enumerate(paths, start=1)])
+    print(table.drop(columns="error").to_string(index=False, justify="left", float_format="%.0f"))
     print(f"{table['seconds'].sum():.0f} seconds in all; pages are in {options.output}")
-    broken = [outcome for outcome in outcomes if outcome.error]
-    for outcome in broken:
-        print(f"\n{outcome.notebook} broke at {outcome.error}", file=sys.stderr)
-    return len(broken)
+    errors = table.set_index("notebook")["error"].dropna()
+    for notebook, error in errors.items():
+        print(f"\n{notebook} broke at {error}", file=sys.stderr)
+    return len(errors)
 
 
-def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: str = "1/1", timeout: int = 3600) -> Outcome:
+def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: str = "1/1", timeout: int = 3600) -> dict:
     """Execute one notebook in a clean kernel and write it, executed, and its page to ``output``.
 
+    Returns its name, its seconds, its result in one line and the error that broke it, if one did.
     ``in_place`` also stores the executed notebook over ``path`` and the figure of its cell tagged ``picture`` in
     ``images/`` beside it, unless it broke. A cell may take ``timeout`` seconds; only one that hangs reaches an hour.
     """
-    start = perf_counter()
     try:
         notebook = nbformat.read(path, as_version=4)
     except Exception as failure:  # no JSON, or JSON that is no notebook
-        return Outcome(path.stem, perf_counter() - start, BROKEN, f"reading the file:\n{failure}")
+        return {"notebook": path.stem, "seconds": 0.0, "result": BROKEN, "error": f"reading the file:\n{failure}"}
+    start = perf_counter()
     error = _execute(notebook, path.parent, f"{number} {path.stem}", timeout)
     seconds = perf_counter() - start
 
@@ -98,23 +87,17 @@ def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: st
             picture.parent.mkdir(exist_ok=True)
             write_whole(picture, partial(Path.write_bytes, data=base64.b64decode(figure)))
     result = "".join(output.get("text", "") for output in _outputs(notebook, "result")).strip()
-    return Outcome(path.stem, seconds, BROKEN if error else result, error)
+    return {"notebook": path.stem, "seconds": seconds, "result": BROKEN if error else result, "error": error}
 
 
 def page(notebook) -> str:
     """An executed notebook as an HTML page, whose formulas need no network."""
-    markdown = MarkdownWithMath(renderer=_WithMathML(escape=False))
-    return HTMLExporter(raw_template=PAGE, filters={"markdown2html": markdown.render}).from_notebook_node(notebook)[0]
-
-
-class _WithMathML(IPythonRenderer):
-    """Writes formulas as MathML, which a browser draws by itself; nbconvert's own pages fetch a library for them."""
-
-    def block_math(self, body: str) -> str:
-        return convert(body, display="block")
-
-    def inline_math(self, body: str) -> str:
-        return convert(body)
+    renderer = IPythonRenderer(escape=False)
+    # As MathML, which a browser draws by itself; nbconvert's own pages fetch a library for their formulas.
+    renderer.inline_math = convert
+    renderer.block_math = partial(convert, display="block")
+    markdown2html = MarkdownWithMath(renderer).render
+    return HTMLExporter(raw_template=PAGE, filters={"markdown2html": markdown2html}).from_notebook_node(notebook)[0]
 
 
 def _execute(notebook, folder: Path, title: str, timeout: int) -> str | None:

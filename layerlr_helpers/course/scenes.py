@@ -66,10 +66,7 @@ def draw_factors(n: int, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def render(masks: Tensor, mask_index: Tensor, factors: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-    """Render scenes: ``masks`` [M, S, S] in 0..1, one of them chosen for each scene by ``mask_index`` [N].
-
-    Returns uint8 images [N, 3, S, S].
-    """
+    """Render uint8 images [N, 3, S, S]; each shows the one of the ``masks`` [M, S, S] in 0..1 that ``mask_index`` [N] says."""
     size = masks.shape[-1]
     images = torch.empty(len(mask_index), 3, size, size, dtype=torch.uint8)
     for start in range(0, len(mask_index), _CHUNK):

@@ -38,8 +38,8 @@ class DistributedContext:
         """Return the model, in DistributedDataParallel if there are several processes."""
         if self.world_size == 1:
             return model
-        gpus = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=gpus, find_unused_parameters=find_unused_parameters)
+        return DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                                       find_unused_parameters=find_unused_parameters)
 
 
 @contextmanager

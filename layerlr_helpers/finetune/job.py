@@ -137,27 +137,23 @@ def _check_output(output: Path, settings: dict) -> None:
     """Refuse a folder that holds another run, or files that this run would overwrite."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file; name a folder")
-    if not (output / "settings.json").exists():
+    file = output / "settings.json"
+    if not file.exists():
         if existing := [name for name in RESULTS if (output / name).exists()]:
             raise ValueError(f"{output} has {', '.join(existing)} of something else, which this would overwrite; give another "
                              "--output")
         return
-    saved = _read_settings(output / "settings.json")
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # it is not text, or not JSON
+        raise ValueError(f"cannot read {file} ({error}); move it away, or give another --output") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{file} does not hold the settings of a run; move it away, or give another --output")
     different = [name for name in saved | settings if name != "data" and saved.get(name) != settings.get(name)]
     if different:
         raise ValueError(f"{output} holds a run with other settings: " + "; ".join(
             f"{name} is {saved.get(name, 'not set')} there and {settings.get(name, 'not set')} here" for name in different)
             + ". Give the settings of that run to go on with it, or another --output")
-
-
-def _read_settings(file: Path) -> dict:
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # it is not text, or not JSON
-        raise ValueError(f"cannot read {file} ({error}); move it away, or give another --output") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file} does not hold the settings of a run; move it away, or give another --output")
-    return settings
 
 
 def split(data: ImageSet, options: argparse.Namespace) -> tuple[ImageSet, ImageSet, ImageSet]:

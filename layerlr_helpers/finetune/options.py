@@ -19,19 +19,12 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Strategy:
-    """A named way to fine-tune: how fast each layer learns, and from when.
+    """A named way to fine-tune: how fast each layer learns, and from when."""
 
-    Attributes:
-        default_lr: the head's rate if ``--lr`` is not given, for glyph or random weights; ImageNet's get a tenth of it.
-        rates: makes the rates of the layers from the options.
-        plan: when each layer unfreezes; None trains all layers from the start.
-        rate_options: the options beside ``lr`` that ``rates`` reads. Other strategies refuse them.
-    """
-
-    default_lr: float
+    default_lr: float  # the head's, for glyph or random weights; ImageNet's weights get a tenth of it
     rates: Callable[[argparse.Namespace], Rates]
-    plan: recipes.Plan | None = None
-    rate_options: tuple[str, ...] = ()
+    plan: recipes.Plan | None = None  # None trains all layers from the start
+    rate_options: tuple[str, ...] = ()  # what ``rates`` reads beside ``lr``, and other strategies refuse
 
 
 def _two_rates(options: argparse.Namespace) -> Rates:

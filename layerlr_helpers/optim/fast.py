@@ -89,11 +89,11 @@ def _move_blocks(batch: Batch, i: int, rate: Tensor, scale: Tensor | None) -> No
     group, p, m, (first, second) = batch.group, batch.params[i], batch.exp_avgs[i], _corrections(batch, i)
     keep = 1 - scalar(group["lr"]) * group["weight_decay"] if group["weight_decay"] else None
     if group["direction"] == "adam":
-        scratch = p.new_empty(min(p.numel(), BLOCK))
+        step, scratch = rate * (second / first), p.new_empty(min(p.numel(), BLOCK))
         for p_block, m_block, v_block in _blocks(p, m, batch.exp_avg_sqs[i]):
-            size = torch.sqrt(v_block, out=scratch[:v_block.numel()]).add_(group["eps"] * second)
-            (p_block if keep is None else p_block.mul_(keep)).addcmul_(
-                torch.div(m_block, size, out=size), rate * (second / first), value=-1)
+            u = torch.sqrt(v_block, out=scratch[:v_block.numel()]).add_(group["eps"] * second)
+            torch.div(m_block, u, out=u)
+            (p_block if keep is None else p_block.mul_(keep)).addcmul_(u, step, value=-1)
         return
     step = rate / first if scale is None else rate / (first * scale)
     for p_block, m_block in [(p, m)] if keep is None else _blocks(p, m):  # blocks would only interrupt a single sweep

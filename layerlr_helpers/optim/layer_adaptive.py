@@ -48,12 +48,9 @@ class LayerAdaptiveLR(Optimizer):
     Raises:
         ValueError: a hyper-parameter out of range (when made or when a group is added).
         RuntimeError: ``fused`` with ``foreach`` or ``differentiable``; sparse gradients (at the step).
-
-    >>> model = torch.nn.Linear(3, 2)
-    >>> optimizer = LayerAdaptiveLR(model.named_parameters(), lr=0.003, direction="adam")
     """
 
-    _zero: weakref.ref | None = None  # also of an optimizer that was unpickled
+    _zero: weakref.ref | None = None  # a ZeroRedundancyOptimizer; None also in a copy and after unpickling
 
     def __init__(self, params, lr: float | Tensor = 1e-3, betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
                  eps: float = 1e-8, weight_decay: float = 0.0, *, direction: str = "momentum", pool: str = "tensor",
@@ -88,11 +85,11 @@ class LayerAdaptiveLR(Optimizer):
 
     def _step(self, batches: Sequence[Batch]) -> None:
         zero = self._zero() if self._zero is not None else None
+        filled = [batch for batch in batches if batch.params]
         if zero is None:
-            batches = [batch for batch in batches if batch.params]
-        names = [_implementation(batch) for batch in batches]
-        if zero is not None:  # one for all groups, so that every process sums once, also one that has nothing of a group
-            names = [next((name for name, batch in zip(names, batches, strict=True) if batch.params), "single")] * len(batches)
+            batches, names = filled, [_implementation(batch) for batch in filled]
+        else:  # one for all groups, so that every process sums once, also a process that has nothing of a group
+            names = [_implementation(filled[0]) if filled else "single"] * len(batches)
         for implementation in dict.fromkeys(names):
             chosen = [batch for name, batch in zip(names, batches, strict=True) if name == implementation]
             reduction = reduction_for(chosen, zero)
@@ -146,7 +143,7 @@ class LayerAdaptiveLR(Optimizer):
         for i, group in enumerate(self.param_groups):
             name = group.get("name", f"group {i}")
             for j, p in enumerate(group["params"]):
-                if p in self.state and "rate" in self.state[p]:
+                if p in self.state:
                     tensor = group["param_names"][j] if "param_names" in group else f"{name}/{j}"
                     rates[name if group["pool"] == "group" else tensor] = float(self.state[p]["rate"])
         return rates

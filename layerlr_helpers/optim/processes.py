@@ -6,6 +6,7 @@ each process some of the tensors. In both cases a process computes only a part o
 
 import sys
 from collections.abc import Sequence
+from traceback import walk_stack
 
 import torch
 from torch import Tensor, distributed
@@ -73,10 +74,8 @@ def calling_zero_optimizer():
     It passes nothing of itself on, so it is looked for among the callers. Without it, the ratio of a layer would silently be
     that of the tensors that this process happens to have.
     """
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame, _ in walk_stack(sys._getframe(1)):
         caller = frame.f_locals.get("self")
         if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(caller).__mro__):
             return caller
-        frame = frame.f_back
     return None

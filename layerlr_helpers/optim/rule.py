@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 TensorSums = tuple[Tensor, Tensor | None]  # what observe returns
-LayerRatio = tuple[list[int], Tensor, Tensor | None]  # the indices of the layer's tensors, its ratio, its scale
 
 
 @dataclass
@@ -61,8 +60,8 @@ def observe(batch: Batch, i: int) -> TensorSums:
     return (exact(m).abs() / (exact(v).sqrt() / second + group["eps"])).sum() / first, None
 
 
-def ratios(batches: Sequence[Batch], tensor_sums: Sequence[dict[int, TensorSums]], reduction) -> list[list[LayerRatio]]:
-    """Return the ratio of each layer of each batch; for "adam_mini" also the scale, sqrt(mean v) + eps, and v is updated."""
+def ratios(batches: Sequence[Batch], tensor_sums: Sequence[dict[int, TensorSums]], reduction) -> list[list[tuple]]:
+    """For each batch (layer, ratio, scale) of each layer, as from :func:`ratio_of`; for "adam_mini" v is updated."""
     if reduction is not None:
         tensor_sums = reduction.over_shards(batches, tensor_sums)
     summed = [[layer_sums(batch, layer, sums) for layer in batch.layers]

@@ -12,7 +12,8 @@ import torchvision
 from layerlr_helpers import recipes, schedules
 from layerlr_helpers.course.data import handwritten_digits, printed_glyphs, shifted
 from layerlr_helpers.diagnostics import relative_gradient_rates
-from layerlr_helpers.images import ImageSet, image_folder
+from layerlr_helpers.images import image_folder
+from layerlr_helpers.naming import check_choice
 from layerlr_helpers.optim import LayerAdaptiveLR
 from layerlr_helpers.param_groups import Rates, head_and_backbone, layer_decay, uniform
 from layerlr_helpers.studies.compare import Candidates, Strategy, Task, compare
@@ -20,24 +21,17 @@ from layerlr_helpers.studies.results import recorded, winners
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+HALVED = partial(layer_decay, decay=0.5)  # from the head down, each layer has half the rate of the next
 
 
 @dataclass(frozen=True)
 class Study:
-    """A contest of strategies that answers a question.
-
-    Attributes:
-        question: what the study is to find out.
-        tasks: makes the tasks. For photographs it takes the arguments of :func:`photo_tasks`.
-        candidates: ``task -> {name of a strategy: its candidates}``. The candidates of a strategy differ in their rates, and
-            are named by them.
-        choose: False tests every candidate on every seed, because the study is about the rates.
-    """
+    """A contest of strategies that answers a question."""
 
     question: str
-    tasks: Callable[..., Sequence[Task]]
-    candidates: Callable[[Task], Candidates]
-    choose: bool = True
+    tasks: Callable[..., Sequence[Task]]  # for photographs it takes the arguments of photo_tasks
+    candidates: Callable[[Task], Candidates]  # those of a strategy differ in their rates, and are named by them
+    choose: bool = True  # False tests every candidate on every seed, because the study is about the rates
 
 
 def run_again(study: str, strategies: Sequence[str], *, task: str | None = None, rates: str | None = None,
@@ -47,17 +41,13 @@ def run_again(study: str, strategies: Sequence[str], *, task: str | None = None,
     Returns the rows of :func:`compare`, and as ``recorded`` the accuracy that the record in ``folder`` has for the same seed.
     ``task`` is the name of a task; None takes the only one. ``rates`` names other candidates to run than the winners. Studies
     of photographs cannot be run again like this, since their images are not built in.
-
-    Raises:
-        ValueError: a task or a strategy that the study does not have; the message names those that it has.
     """
     tasks = {each.name: each for each in STUDIES[study].tasks()}
     task = next(iter(tasks)) if task is None and len(tasks) == 1 else task
-    if task not in tasks:
-        raise ValueError(f"no task {task!r} in {study}; its tasks are {', '.join(tasks)}")
+    check_choice(f"task of {study}", task, tasks)
     candidates = STUDIES[study].candidates(tasks[task])
-    if unknown := [name for name in strategies if name not in candidates]:
-        raise ValueError(f"no strategy {', '.join(unknown)} in {study}; its strategies are {'; '.join(candidates)}")
+    for name in strategies:
+        check_choice(f"strategy of {study}", name, candidates)
     rows = recorded(study, folder)
     rows = rows[rows["task"] == task]
     chosen = winners(rows) if rates is None else dict.fromkeys(strategies, rates)
@@ -66,8 +56,6 @@ def run_again(study: str, strategies: Sequence[str], *, task: str | None = None,
     key = ["split", "strategy", "rates", "seed"]
     return runs.merge(rows[[*key, "accuracy"]].rename(columns={"accuracy": "recorded"}), how="left", on=key)
 
-
-# --- candidates -------------------------------------------------------------------------------------------------------
 
 def _between(lowest: float, highest: float) -> list[float]:
     """Return the rates of ``GRID`` from the lowest to the highest, two to a decade."""
@@ -82,10 +70,6 @@ def _at(numbers: Sequence[float | tuple[float, ...]], rates: Callable[..., Rates
 
 def _backbone_and_head(low: float, high: float) -> Rates:
     return head_and_backbone(backbone_lr=low, head_lr=high)
-
-
-def _decay(factor: float) -> Callable[[float], Rates]:
-    return partial(layer_decay, decay=factor)
 
 
 def _ten_strategies(scratch, head, one, pairs, decays, pulls, **options) -> Candidates:
@@ -109,11 +93,7 @@ def _ten_strategies(scratch, head, one, pairs, decays, pulls, **options) -> Cand
     }
 
 
-# --- studies of digits and letters ------------------------------------------------------------------------------------
-
-@cache  # for studies of several tasks
-def _digit_images() -> ImageSet:
-    return handwritten_digits()
+_digit_images = cache(handwritten_digits)  # for studies of several tasks
 
 
 def digits(**options) -> Task:
@@ -135,14 +115,14 @@ def strategies(task: Task) -> Candidates:
 def robustness(task: Task, grid: Sequence[float] = tuple(_between(3e-4, 3e-2)), **options) -> Candidates:
     """One rate for all and three decays, over a grid of the head's rate."""
     return {"uniform": _at(grid, **options)} | {
-        f"decay {factor:g}": _at(grid, _decay(factor), **options) for factor in (0.9, 0.7, 0.5)}
+        f"decay {factor:g}": _at(grid, partial(layer_decay, decay=factor), **options) for factor in (0.9, 0.7, 0.5)}
 
 
 def labels(task: Task) -> Candidates:
     """The head alone, one rate, and layer decay."""
     return {"head only": _at(_between(3e-3, 3e-2), plan=recipes.head_only),
             "uniform": _at(_between(3e-4, 3e-3)),
-            "layer decay": _at(_between(1e-3, 1e-2), _decay(0.5))}
+            "layer decay": _at(_between(1e-3, 1e-2), HALVED)}
 
 
 def surgery(task: Task) -> Candidates:
@@ -152,7 +132,7 @@ def surgery(task: Task) -> Candidates:
     return {stage: _at(grid, plan=recipes.only(*dict.fromkeys((stage, *always)))) for stage in STAGES[:-1]} | {
         "head": _at(_between(1e-3, 1e-1), plan=recipes.head_only),
         "all": _at(_between(1e-4, 1e-2)),
-        "layer decay": _at(grid, _decay(0.5)),
+        "layer decay": _at(grid, HALVED),
         "reversed decay": _at(grid, partial(recipes.reversed_decay, decay=0.5))}
 
 
@@ -163,7 +143,7 @@ def surgery_tasks() -> tuple[Task, ...]:
     letters = printed_glyphs(64 * 36, seed=4242)
     shifts = [Task(shifted(letters, shift, seed=4242), name=shift, test_per_class=10, batch_size=32, new_head=False, **common)
               for shift in ("blurred", "noisy", "permuted")]
-    return *shifts, Task(_digit_images(), name="handwriting", test_per_class=64, **common)
+    return *shifts, digits(name="handwriting", test_per_class=64, **common)
 
 
 def schedule_shapes(task: Task) -> Candidates:
@@ -173,9 +153,9 @@ def schedule_shapes(task: Task) -> Candidates:
               "warm-up and cosine": lambda optimizer, steps: schedules.warmup_cosine(
                   optimizer, steps, warmup_steps=steps // 10),
               "one cycle": schedules.one_cycle}
+    both = (("uniform", uniform, _between(1e-4, 3e-3)), ("layer decay", HALVED, _between(3e-4, 1e-2)))
     return {f"{shape}, {name}": _at(lrs, rates, schedule=schedule) for shape, schedule in shapes.items()
-            for name, rates, lrs in (
-                ("uniform", uniform, _between(1e-4, 3e-3)), ("layer decay", _decay(0.5), _between(3e-4, 1e-2)))}
+            for name, rates, lrs in both}
 
 
 def optimizers(task: Task) -> Candidates:
@@ -215,12 +195,10 @@ def automatic(task: Task) -> Candidates:
     """Rates from the gradients, of the first batch or of every one, beside rates set by hand."""
     low, high = _between(3e-4, 1e-2), _between(1e-3, 3e-2)
     return {"uniform": _at(low),
-            "layer decay": _at(low, _decay(0.5)),
+            "layer decay": _at(low, HALVED),
             "relative gradients, first batch": _at(high, relative_gradient_rates, look_first=True),
             "Auto-RGN, every batch": _at(high, optimizer=recipes.auto_rgn)}
 
-
-# --- studies of photographs -------------------------------------------------------------------------------------------
 
 def photo_strategies(task: Task) -> Candidates:
     """Ten strategies with four candidates each, from a network that torchvision trained on ImageNet."""
@@ -243,8 +221,8 @@ def photo_tasks(folders: Mapping[str, str], architecture: str = "resnet18") -> l
 
 
 STUDIES = {
-    "strategies": Study("Which way to fine-tune 100 digits is best?", lambda: [Task(_digit_images(), name="digits")],
-                        strategies),
+    "strategies": Study("Which way to fine-tune 100 digits is best?",
+                        lambda: [digits(name="digits", steps=None, test_per_class=None)], strategies),
     "robustness": Study("How wide is the range of good rates, with and without layer decay?", lambda: [digits()], robustness,
                         choose=False),
     "labels": Study("With how many labels does the strategy matter?",

@@ -1,37 +1,15 @@
 """Run a recorded study, or go on with it: ``python -m layerlr_helpers.studies NAME``; ``--list`` names the studies.
 
-In a study every strategy has the same number of candidates, which differ in their rates. Each is run on the validation images
-of two seeds; the best one (by mean accuracy, the lower loss breaks a tie) is then tested on every seed. All have the same
-steps, batches and seeds. Each run is a row of ``data/results/NAME.csv``; the same command goes on with a study that was
-interrupted.
+Each run is a row of ``data/results/NAME.csv``; the same command goes on with a study that was interrupted.
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
-from layerlr_helpers.studies.catalogue import PHOTOGRAPHS, STUDIES, Study
+from layerlr_helpers.studies.catalogue import PHOTOGRAPHS, STUDIES
 from layerlr_helpers.studies.compare import compare
 from layerlr_helpers.studies.results import RecordError, read_rows
-
-
-def conduct(study: Study, path: str | Path, seeds: Sequence[int], *, tasks: Sequence[str] = (),
-            progress: bool = True) -> pd.DataFrame:
-    """Make the runs of a study that its file lacks, for the named tasks or for all; return all rows of the file.
-
-    Raises:
-        ValueError: a name that is no task of the study.
-    """
-    all_tasks = {task.name: task for task in study.tasks()}
-    if unknown := set(tasks) - set(all_tasks):
-        raise ValueError(f"no task {', '.join(sorted(unknown))} in this study; its tasks are {', '.join(all_tasks)}")
-    for name in tasks or all_tasks:
-        compare(study.candidates(all_tasks[name]), all_tasks[name], seeds=seeds, choose=study.choose, results=path,
-                progress=progress)
-    return read_rows(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,15 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     _check(parser, options)
     study = STUDIES[options.name]
-    if options.name in PHOTOGRAPHS:
-        photo_tasks = study.tasks
-        study = replace(study, tasks=lambda: photo_tasks(dict(options.folder), options.model))
+    tasks = study.tasks(dict(options.folder), options.model) if options.name in PHOTOGRAPHS else study.tasks()
     path = Path(options.results) / f"{options.name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        rows = conduct(study, path, range(options.seeds), tasks=options.task)
+        for task in tasks:
+            compare(study.candidates(task), task, seeds=range(options.seeds), choose=study.choose, results=path)
     except RecordError as error:
         parser.error(f"{error}, with --results FOLDER")
+    rows = read_rows(path)
     tested = rows[rows["split"] == "test"].groupby(["task", "strategy", "rates"], sort=False)["accuracy"]
     print((100 * tested.agg(["mean", "std"])).round(1).assign(seeds=tested.count()).to_string())
     print(f"every run is a row of {path}")
@@ -76,7 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m layerlr_helpers.studies", description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", choices=STUDIES, help="the study to run, or to go on with")
     parser.add_argument("--seeds", type=int, default=10, help="test on seeds 0 to N - 1 (default %(default)s)")
-    parser.add_argument("--task", action="append", default=[], help="only this task of the study (may be repeated)")
     parser.add_argument("--results", default="data/results", help="folder of the results (default %(default)s)")
     parser.add_argument("--folder", action="append", default=[], type=_named_folder, metavar="NAME=PATH",
                         help="photographs, one subfolder a class, and the name to record them under (may be repeated)")

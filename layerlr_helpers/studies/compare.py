@@ -7,7 +7,6 @@ them on validation images stands for the strategy on the test images.
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -23,6 +22,7 @@ from layerlr_helpers.guards import seeded
 from layerlr_helpers.images import ImageSet, few_shot_split
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18, prepared_model
+from layerlr_helpers.naming import check_choice
 from layerlr_helpers.param_groups import Rates, param_groups
 from layerlr_helpers.recipes import fused_adamw
 from layerlr_helpers.schedules import one_cycle
@@ -45,7 +45,6 @@ class Strategy:
             (Yosinski et al., 2014). None keeps all.
         plan: ``(groups, total_steps) -> UnfreezePlan``; None trains everything from the start.
         schedule: ``(optimizer, total_steps) -> scheduler``; None for constant rates.
-        optimizer: ``(parameter groups) -> optimizer``.
         batch_norm: what BatchNorm in frozen groups does, as in ``ProgressiveUnfreezing``.
         look_first: compute the gradients of the first batch before ``rates`` is called, for ``relative_gradient_rates``.
     """
@@ -63,20 +62,18 @@ class Strategy:
 
 Candidates = Mapping[str, Sequence[Strategy]]  # for each strategy, under its name
 
+
 @dataclass(frozen=True)
 class Task:
     """What is learned, and with which budget: every strategy gets the same.
 
     Attributes:
         data: all images; they are split anew for each seed.
-        per_class: training images of each class.
-        val_per_class: validation images of each class, kept out of the test images.
-        test_per_class: the most test images of each class; None takes all that are left.
+        per_class, val_per_class: images of each class to train on and to choose rates on.
+        test_per_class: the most test images of each class, of those that are left; None takes all.
         epochs, batch_size: the budget. ``steps``, if given, replaces the epochs.
         new_head: give the network a new head for the classes of ``data``; False keeps the pretrained one.
-        weight_decay: of every group.
         load: ``(weights) -> model``: makes the network, for each ``Strategy.weights`` and for None (random weights).
-        device: where to train.
         name: what runs are recorded under.
     """
 
@@ -111,28 +108,38 @@ def compare(strategies: Sequence[Strategy] | Candidates, task: Task, *, seeds: I
             so the same call goes on where it was stopped. A run is known by the names of task and strategy, rates and seed,
             so the task needs a name.
 
-    Raises:
-        ValueError: no strategy or no seed; a seed, or the name of a strategy or candidate, given twice; more candidates for
-            one strategy than for another; an unknown split; ``results`` with a task without a name, or with a file that has
-            other columns or runs of this task with another budget, or (if runs are missing) another precision or device.
-        FileNotFoundError: the folder of ``results`` does not exist.
+    A contest that would not be fair, such as one with more candidates for one strategy than for another, is a ValueError; so
+    are ``results`` with runs of this task with another budget, or (if runs are missing) another precision or device.
     """
     seeds = list(seeds)
     candidates = _by_rates(strategies, task)
-    _check(candidates, seeds, split, choose)
-    rows = _recorded_rows(results, task) if results is not None else pd.DataFrame(columns=KEY)
-    run_missing = partial(_run_missing, candidates=candidates, task=task, path=results, progress=progress)
+    _check(candidates, seeds, split, choose, task, results)
+    rows = read_rows(results) if results is not None else pd.DataFrame(columns=KEY)
+    _check_same(rows, task, results, _budget(task))
+
+    def run_missing(wanted: Sequence[tuple], title: str) -> pd.DataFrame:
+        """Make those of the wanted runs that there are no rows of, and return the rows of all wanted runs."""
+        nonlocal rows
+        to_do = missing(rows, wanted)
+        if to_do:
+            _check_same(rows, task, results, {"precision": _precision(task), "device": task.device})
+        bar = progress_bar(to_do, desc=title, unit="run", shown=progress)
+        for key in bar:
+            run_split, _, name, rates, seed = key
+            bar.set_postfix_str(f"{name}, {rates}, seed {seed}")
+            row = dict(zip(KEY, key, strict=True)) | run(candidates[name][rates], task, seed, split=run_split)
+            if results is not None:
+                append_row(results, row)
+            rows = with_row(rows, row)
+        return chosen_rows(rows, wanted)
 
     chosen = {name: list(by_rates) for name, by_rates in candidates.items()}
     if choose and any(len(rates) > 1 for rates in chosen.values()):
         search = [("validation", task.name, name, rates, seed) for name in chosen for rates in chosen[name]
                   for seed in SEARCH_SEEDS]
-        rows = run_missing(rows, search, "choosing rates")
-        chosen = {name: [rates] for name, rates in winners(chosen_rows(rows, search)).items()}
-
+        chosen = {name: [rates] for name, rates in winners(run_missing(search, "choosing rates")).items()}
     wanted = [(split, task.name, name, rates, seed) for seed in seeds for name in chosen for rates in chosen[name]]
-    rows = run_missing(rows, wanted, "testing" if split == "test" else split)
-    return chosen_rows(rows, wanted)
+    return run_missing(wanted, "testing" if split == "test" else split)
 
 
 def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> dict[str, object]:
@@ -199,15 +206,12 @@ def _first_of_each_class(data: ImageSet, number: int | None) -> ImageSet:
 
 def _by_rates(strategies: Sequence[Strategy] | Candidates, task: Task) -> dict[str, dict[str, Strategy]]:
     """Return the candidates of each strategy by the text of their rates; a strategy without candidates is the only one."""
+    for given in strategies.values() if isinstance(strategies, Mapping) else [strategies]:
+        if len({each.name for each in given}) < len(given):
+            raise ValueError(f"strategies and candidates need different names, got {[each.name for each in given]}")
     if isinstance(strategies, Mapping):
-        candidates = {name: {each.name: each for each in given} for name, given in strategies.items()}
-        if repeated := [name for name, given in strategies.items() if len(candidates[name]) < len(given)]:
-            raise ValueError(f"the candidates of a strategy need different names; not so {', '.join(repeated)}")
-        return candidates
-    names = [strategy.name for strategy in strategies]
-    if len(set(names)) < len(names):
-        raise ValueError(f"strategies need different names, got {names}")
-    groups = layer_groups(prepared_model(None, None, 0, load=task.load), task.data[0][0][None]) if strategies else []
+        return {name: {each.name: each for each in given} for name, given in strategies.items()}
+    groups = layer_groups(prepared_model(None, None, 0, load=task.load), task.data[0][0][None])
     return {each.name: {"as measured" if each.look_first else _rates_text(each.rates(groups)): each} for each in strategies}
 
 
@@ -216,9 +220,9 @@ def _rates_text(rates: Mapping[str, float]) -> str:
     return ", ".join(text for text, _ in itertools.groupby(f"{lr:.3g}" for lr in rates.values()))
 
 
-def _check(candidates: Mapping[str, Mapping[str, Strategy]], seeds: Sequence[int], split: str, choose: bool) -> None:
-    if split not in ("validation", "test"):
-        raise ValueError(f"split must be 'validation' or 'test', not {split!r}")
+def _check(candidates: Mapping[str, Mapping[str, Strategy]], seeds: Sequence[int], split: str, choose: bool, task: Task,
+           path: str | Path | None) -> None:
+    check_choice("split", split, ("validation", "test"))
     if not candidates or not seeds:
         raise ValueError("there is nothing to compare: give at least one strategy and one seed")
     if len(set(seeds)) < len(seeds):
@@ -226,41 +230,16 @@ def _check(candidates: Mapping[str, Mapping[str, Strategy]], seeds: Sequence[int
     if choose and len({len(by_rates) for by_rates in candidates.values()}) > 1:
         raise ValueError("a fair search has as many candidates for one strategy as for another, got "
                          + ", ".join(f"{len(by_rates)} for {name}" for name, by_rates in candidates.items()))
-
-
-def _recorded_rows(path: str | Path, task: Task) -> pd.DataFrame:
-    """Return the rows of a file, after checking that those of this task had its budget."""
-    if not Path(path).parent.is_dir():
+    if path is not None and not Path(path).parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(path).parent} to record results in; make it first")
-    if not task.name:
+    if path is not None and not task.name:
         raise ValueError("runs are recorded under the name of their task; give it one: Task(…, name=…)")
-    rows = read_rows(path)
-    _check_same(rows, task, path, _budget(task))
-    return rows
 
 
-def _check_same(rows: pd.DataFrame, task: Task, path: str | Path, expected: Mapping[str, object]) -> None:
+def _check_same(rows: pd.DataFrame, task: Task, path: str | Path | None, expected: Mapping[str, object]) -> None:
     """Raise an error if recorded runs of this task have other values in the columns of ``expected``."""
     rows = rows[rows["task"] == task.name]
-    for column, value in expected.items():
-        others = set(rows[column].dropna()) - {value} if column in rows else ()
-        if others:
+    for column in rows.columns.intersection(list(expected)):
+        if others := set(rows[column].dropna()) - {expected[column]}:
             raise RecordError(f"{path} has runs of a task {task.name!r} with {column} {', '.join(map(str, sorted(others)))}, "
-                              f"and this one has {value}; give the task another name, or the results another file")
-
-
-def _run_missing(rows: pd.DataFrame, wanted: Sequence[tuple], title: str, *, candidates: Mapping[str, Mapping[str, Strategy]],
-                 task: Task, path: str | Path | None, progress: bool) -> pd.DataFrame:
-    """Make those of the wanted runs that the rows lack, record them if there is a path, and return all rows."""
-    to_do = missing(rows, wanted)
-    if to_do and path is not None:
-        _check_same(rows, task, path, {"precision": _precision(task), "device": task.device})
-    bar = progress_bar(to_do, desc=title, unit="run", shown=progress)
-    for split, task_name, name, rates, seed in bar:
-        bar.set_postfix_str(f"{name}, {rates}, seed {seed}")
-        row = {"split": split, "task": task_name, "strategy": name, "rates": rates, "seed": seed,
-               **run(candidates[name][rates], task, seed, split=split)}
-        if path is not None:
-            append_row(path, row)
-        rows = with_row(rows, row)
-    return rows
+                              f"and this one has {expected[column]}; give the task another name, or the results another file")

@@ -18,9 +18,6 @@ def check(folder: str | Path = "../data") -> pd.DataFrame:
 
     One row a claim: the columns of ``claims.csv``, and ``difference``, ``low`` and ``high`` (points of test accuracy, with a
     95 % interval), ``seeds`` and ``verdict``: "holds", "the opposite holds" or "cannot be told".
-
-    Raises:
-        ValueError: a strategy of a claim was not tested.
     """
     claims = pd.read_csv(Path(folder) / "claims.csv", dtype={"rates": str})
     studies = {study: recorded(study, Path(folder) / "results") for study in claims["study"].unique()}
@@ -35,14 +32,13 @@ def check(folder: str | Path = "../data") -> pd.DataFrame:
             raise ValueError(f"no strategy {claim.better!r} was tested in {claim.study}, task {claim.task}")
         intervals.append(table.loc[claim.better])
     checked = claims.join(pd.DataFrame(intervals).reset_index(drop=True)).astype({"seeds": int})
-    words = {"better": "holds", "worse": "the opposite holds"}
-    return checked.assign(verdict=checked.apply(verdict, axis=1).replace(words))
+    return checked.assign(verdict=checked.apply(verdict, axis=1).replace({"better": "holds", "worse": "the opposite holds"}))
 
 
 def markdown(checked: pd.DataFrame) -> str:
     """Return the rows of :func:`check` as a table in Markdown."""
     return markdown_table(("claim", "difference in accuracy (points, 95 %)", "seeds", "verdict"),
-                  ((row["claim"], interval_text(row), row["seeds"], row["verdict"]) for _, row in checked.iterrows()))
+                          ((row["claim"], interval_text(row), row["seeds"], row["verdict"]) for _, row in checked.iterrows()))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:

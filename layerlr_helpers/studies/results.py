@@ -18,11 +18,7 @@ class RecordError(ValueError):
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
-    """Return the rows of a file, or no rows if there is no file; rates such as ``0.1, 0.5`` stay text.
-
-    Raises:
-        RecordError: the file lacks a column that tells one run from another.
-    """
+    """Return the rows of a file of recorded runs, or no rows if there is no file; rates such as ``0.1, 0.5`` stay text."""
     if not Path(path).exists():
         return pd.DataFrame(columns=KEY)
     columns = pd.read_csv(path, nrows=0).columns
@@ -33,11 +29,7 @@ def read_rows(path: str | Path) -> pd.DataFrame:
 
 
 def recorded(study: str, folder: str | Path = "../data/results") -> pd.DataFrame:
-    """Return the rows of a recorded study, e.g. ``recorded("depth")`` in a notebook of the course.
-
-    Raises:
-        FileNotFoundError: the folder has no such study; the message names those that it has.
-    """
+    """Return the rows of a recorded study, e.g. ``recorded("depth")`` in a notebook of the course."""
     path = Path(folder) / f"{study}.csv"
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in Path(folder).glob("*.csv")))
@@ -46,17 +38,11 @@ def recorded(study: str, folder: str | Path = "../data/results") -> pd.DataFrame
 
 
 def append_row(path: str | Path, row: Mapping[str, object]) -> None:
-    """Add one row to a file, unless the file already has this run.
+    """Add one row to a file, unless the file already has this run; a row of other columns is a RecordError.
 
     Several processes may add to one file: each waits for its turn, by a lock that the system takes back if a process dies.
-
-    Raises:
-        RecordError: the file has other columns than the row.
-        FileNotFoundError: the folder of the file does not exist.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} for {path.name}; make it first")
     with FileLock(path.with_name(f".{path.name}.lock")):
         rows = read_rows(path)
         if len(rows) and list(rows.columns) != list(row):

@@ -5,7 +5,6 @@ import torch
 
 from layerlr_helpers import handwritten_digits, printed_glyphs, shifted
 from layerlr_helpers.course import scenes
-from layerlr_helpers.course.data import SHIFTS
 from layerlr_helpers.images import ImageSet
 
 MAKERS = {"glyphs": lambda **options: printed_glyphs(40, image_size=32, **options),
@@ -119,6 +118,5 @@ def test_permuted_gives_every_class_the_number_of_another_and_its_name_follows(d
 
 
 def test_an_unknown_shift_is_refused_with_the_known_ones(small_digits):
-    with pytest.raises(ValueError, match="unknown shift 'sideways'") as raised:
+    with pytest.raises(ValueError, match="'sideways'; known are None, 'inverted', 'blurred', 'noisy', 'permuted'"):
         shifted(small_digits, "sideways")
-    assert all(repr(name) in str(raised.value) for name in SHIFTS)

@@ -135,8 +135,8 @@ def test_the_figure_of_the_cell_tagged_picture_is_a_file_of_its_own(ran):
 def test_a_cell_that_takes_too_long_is_reported(tmp_path):
     nbformat.write(notebook(new_code_cell("1"), new_code_cell("import time\ntime.sleep(60)")), tmp_path / "slow.ipynb")
     outcome = course.run_notebook(tmp_path / "slow.ipynb", tmp_path / "pages", timeout=1)
-    assert "code cell 2 of 2" in outcome.error
-    assert "timed out" in outcome.error
+    assert "code cell 2 of 2" in outcome["error"]
+    assert "timed out" in outcome["error"]
 
 
 def test_formulas_on_a_page_need_no_network():

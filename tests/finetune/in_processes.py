@@ -43,7 +43,7 @@ def whole_and_interrupted(whole: str, interrupted: str, *arguments: str) -> None
     """One of two processes of torchrun: a whole run, and one that is interrupted when one of two checkpoints is written."""
     warnings.simplefilter("error")
     job.prepared_model = in_double_precision(job.prepared_model)
-    job.main(["--output", whole, *arguments])  # connects as torchrun says
+    job.main([*arguments, "--output", whole])  # connects as torchrun says
     dist.init_process_group("gloo", init_method=f"file://{interrupted}.store", rank=int(os.environ["RANK"]), world_size=2)
     save, saved = checkpoints.save, []
 
@@ -57,9 +57,9 @@ def whole_and_interrupted(whole: str, interrupted: str, *arguments: str) -> None
 
     checkpoints.save = save_or_be_interrupted
     try:
-        job.main(["--output", interrupted, *arguments])
+        job.main([*arguments, "--output", interrupted])
     except KeyboardInterrupt:
-        job.main(["--output", interrupted, *arguments])
+        job.main([*arguments, "--output", interrupted])
     dist.destroy_process_group()  # main leaves a group that it did not make
 
 

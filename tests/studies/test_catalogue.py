@@ -76,9 +76,9 @@ def test_other_rates_than_the_winners_can_be_run_again(recorded_study, made):
 
 
 @pytest.mark.parametrize(("strategies", "task", "problem"), [
-    (["low"], "c", "no task 'c' in s; its tasks are a, b"),
-    (["low"], None, "no task None in s; its tasks are a, b"),
-    (["middle", "low"], "a", "no strategy middle in s; its strategies are low; high; higher")])
+    (["low"], "c", "unknown task of s 'c'; known are 'a', 'b'"),
+    (["low"], None, "unknown task of s None; known are 'a', 'b'"),
+    (["middle", "low"], "a", "unknown strategy of s 'middle'; known are 'low', 'high', 'higher'")])
 def test_what_is_not_in_the_study_cannot_be_run_again(recorded_study, made, strategies, task, problem):
     with pytest.raises(ValueError, match=problem):
         run_again("s", strategies, task=task, folder=recorded_study)

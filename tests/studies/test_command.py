@@ -7,7 +7,7 @@ import pytest
 from layerlr_helpers import Strategy, Task, uniform
 from layerlr_helpers.studies import results
 from layerlr_helpers.studies.catalogue import STUDIES, Study
-from layerlr_helpers.studies.command import conduct, main
+from layerlr_helpers.studies.command import main
 
 
 @pytest.fixture
@@ -19,21 +19,14 @@ def study(small_digits):
     return Study("which?", lambda: tasks, lambda task: candidates)
 
 
-def test_every_task_of_a_study_is_searched_and_tested_into_one_file(study, made, tmp_path):
-    rows = conduct(study, tmp_path / "rows.csv", range(3), progress=False)
+def test_every_task_of_a_study_is_searched_and_tested_into_one_file(study, made, tmp_path, monkeypatch):
+    monkeypatch.setitem(STUDIES, "strategies", study)
+    main(["strategies", "--seeds", "3", "--results", str(tmp_path)])
+    rows = results.read_rows(tmp_path / "strategies.csv")
     assert len(made) == 2 * (2 * 2 * 2 + 2 * 3)
     assert made[8:14] == [("first", lr, seed, "test") for seed in range(3) for lr in ("0.0001", "0.01")]
     assert set(rows["task"]) == {"first", "second"}
     assert len(rows) == len(rows.drop_duplicates(results.KEY)) == len(made)
-
-
-def test_one_task_can_be_run_alone_and_an_unknown_one_is_refused(study, made, tmp_path):
-    rows = conduct(study, tmp_path / "rows.csv", [0], tasks=["second"], progress=False)
-    assert set(rows["task"]) == {"second"}
-    made.clear()
-    with pytest.raises(ValueError, match="no task third in this study; its tasks are first, second"):
-        conduct(study, tmp_path / "rows.csv", [0], tasks=["third"], progress=False)
-    assert not made
 
 
 def test_the_command_lists_the_studies_and_runs_one(study, made, tmp_path, monkeypatch, capsys):

@@ -308,12 +308,12 @@ def test_test_images_can_be_limited(task, monkeypatch):
 
 
 @pytest.mark.parametrize(("arguments", "problem"), [
-    ({"strategies": [ONE_RATE, ONE_RATE]}, "strategies need different names, got"),
-    ({"split": "train"}, "split must be 'validation' or 'test', not 'train'"),
+    ({"strategies": [ONE_RATE, ONE_RATE]}, "strategies and candidates need different names, got .*'one rate', 'one rate'"),
+    ({"split": "train"}, "unknown split 'train'; known are 'validation', 'test'"),
     ({"seeds": []}, "at least one strategy and one seed"),
     ({"seeds": [0, 1, 0]}, r"each seed is run once, got \[0, 1, 0\]"),
     ({"strategies": []}, "at least one strategy and one seed"),
-    ({"strategies": {"a": [ONE_RATE, ONE_RATE]}}, "the candidates of a strategy need different names; not so a"),
+    ({"strategies": {"a": [ONE_RATE, ONE_RATE]}}, "strategies and candidates need different names, got"),
     ({"strategies": {"a": [ONE_RATE], "b": [ONE_RATE, TWO_RATES]}}, "as many candidates .* got 1 for a, 2 for b"),
 ])
 def test_what_cannot_be_compared_is_refused(task, arguments, problem):
