@@ -30,8 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             compare(study.candidates(task), task, seeds=range(options.seeds), choose=study.choose, results=path)
     except RecordError as error:
         parser.error(f"{error}, with --results FOLDER")
-    rows = read_rows(path)
-    tested = rows[rows["split"] == "test"].groupby(["task", "strategy", "rates"], sort=False)["accuracy"]
+    tested = read_rows(path).query("split == 'test'").groupby(["task", "strategy", "rates"], sort=False)["accuracy"]
     print((100 * tested.agg(["mean", "std"])).round(1).assign(seeds=tested.count()).to_string())
     print(f"every run is a row of {path}")
 

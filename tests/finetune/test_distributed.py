@@ -55,13 +55,13 @@ def test_the_gradients_average_over_processes_is_the_gradient_of_the_mean_over_t
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.copy_(totals))
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     losses = [distributed_cross_entropy(x, y) for x, y in parts]
-    alone = logits.clone().requires_grad_()
-    mean = F.cross_entropy(alone, labels)
+    whole = logits.clone().requires_grad_()
+    mean = F.cross_entropy(whole, labels)
     mean.backward()
     for loss in losses:
         torch.testing.assert_close(loss, mean)  # every process records the whole batch's loss
         loss.backward()
-    torch.testing.assert_close(torch.cat([x.grad for x, _ in parts]) / 2, alone.grad)
+    torch.testing.assert_close(torch.cat([x.grad for x, _ in parts]) / 2, whole.grad)
 
 
 def checkpoint_of(path, epochs):
@@ -85,7 +85,7 @@ def test_checkpoints_that_a_kill_left_at_different_steps_are_brought_to_the_late
     latest = max((number or 0) for number in epochs)
     for path, number in zip(paths, epochs, strict=True):
         assert step_of(path) == latest if latest else not path.exists()
-        assert number != latest or path.read_bytes() == before[path]  # who is there already keeps random numbers of its own
+        assert number != latest or path.read_bytes() == before[path]  # a process that is as far keeps its random numbers
     assert {entry.suffix for entry in tmp_path.iterdir()} <= {".pt"}
 
 
