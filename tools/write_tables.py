@@ -28,7 +28,7 @@ def edges(folder: Path) -> str:
 
     Only strategies whose candidates are one number each are looked at.
     """
-    atedges = []
+    at_edges = []
     for path in sorted((folder / "results").glob("*.csv")):
         rows = read_rows(path).query("split == 'validation' and not rates.str.contains(',')")
         for task, task_rows in rows.groupby("task", sort=False):
@@ -36,8 +36,8 @@ def edges(folder: Path) -> str:
                 candidates = task_rows.loc[task_rows["strategy"] == name, "rates"].astype(float)
                 if float(best) in (candidates.min(), candidates.max()):
                     edge = "lowest" if float(best) == candidates.min() else "highest"
-                    atedges.append((path.name, task, name, best, edge))
-    return markdown_table(("file", "task", "strategy", "best rate", "of those tried"), atedges)
+                    at_edges.append((path.name, task, name, best, edge))
+    return markdown_table(("file", "task", "strategy", "best rate", "of those tried"), at_edges)
 
 
 TABLES = {"headlines": lambda folder: markdown(check(folder).query("headline")),
