@@ -1,7 +1,6 @@
 """What "a layer" is, and in which order layers come: the one list that everything else in this package reads."""
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -33,14 +32,11 @@ class LayerGroup:
         return f"LayerGroup({self.name!r}, {len(self.params)} tensors, {self.size:,} parameters)"
 
 
-@dataclass(frozen=True)
-class _Unit:
+@dataclass(frozen=True, eq=False)
+class _Unit(LayerGroup):
     """The smallest thing that groups are made of: a module with all below it, or a parameter that a container holds."""
 
-    name: str
-    params: dict[str, nn.Parameter]
-    modules: dict[str, nn.Module]
-    first_run: int  # its moment in the forward pass
+    first_run: int = 0  # its moment in the forward pass
     shape: tuple[int, ...] = ()  # of the output, if that is a tensor
 
     @property
@@ -69,9 +65,7 @@ def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "st
             ``"tensor"``: every parameter on its own.
 
     A part that the forward pass did not use is a group of its own before the head, ``NAME (unused)``, with a warning.
-
-    Raises:
-        ValueError: a model without parameters or with lazy ones, an unknown granularity, an input that cannot be guessed.
+    A model without parameters or with lazy ones, and an input that cannot be guessed, are a ValueError.
 
     >>> layer_groups(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
     [LayerGroup('stem', 2 tensors, 40 parameters), LayerGroup('head', 2 tensors, 27 parameters)]
@@ -88,10 +82,12 @@ def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "st
     if unused:
         warnings.warn(f"the forward pass did not use {listed(unit.name for unit in unused)}; grouped on their own",
                       stacklevel=2)
-    if granularity in ("child", "tensor"):
-        body, head, idle = (_named_as_in_model(units, granularity) for units in (used[:-1], used[-1:], unused))
+    if granularity == "tensor":
+        body, head, idle = ([LayerGroup(name, {name: p}, unit.modules) for unit in units for name, p in unit.params.items()]
+                            for units in (used[:-1], used[-1:], unused))
     else:
-        groups = _named_groups(_joined(used, one_block_each=granularity == "block"), model)
+        groups = ([LayerGroup(unit.name, unit.params, unit.modules) for unit in used] if granularity == "child"
+                  else _named_groups(_joined(used, one_block_each=granularity == "block"), model))
         body, head = groups[:-1], groups[-1:]
         idle = [LayerGroup(_run_name([unit], model), unit.params, unit.modules) for unit in unused]
     return [*body, *(replace(group, name=f"{group.name} (unused)") for group in idle), *head]
@@ -135,24 +131,19 @@ def _cut_into_units(model: nn.Module, trace: Trace, granularity: str) -> tuple[l
 
 def _is_opened(module: nn.Module, model: nn.Module, granularity: str) -> bool:
     """Whether to look into a module, as into a stage, rather than keep it whole, as a block."""
-    if granularity == "tensor" or module is model:
-        return True
     if granularity == "child":
-        return False
-    if type(module) in _CONTAINERS:
+        return module is model
+    if granularity == "tensor" or module is model or type(module) in _CONTAINERS:
         return True
     if isinstance(module, _CONTAINERS):  # a subclass: a stage of blocks is opened, a convolution with its norm is not
         return any(_kernels(child.parameters()) > 1 for child in module.children())
-    if any(_repeats_a_block(part) for part in module.modules() if isinstance(part, _CONTAINERS)):
-        return True
+    for container in (part for part in module.modules() if isinstance(part, _CONTAINERS)):
+        blocks = [type(child) for child in container.children() if _kernels(child.parameters()) > 1]
+        if len(set(blocks)) < len(blocks):  # a stage repeats a block
+            return True
     # The backbone of a larger model: the only one of its class, and too large for a block.
     only_one = sum(type(other) is type(module) for other in model.modules()) == 1
     return only_one and _kernels(module.parameters()) > 4 and any(type(part) in _CONTAINERS for part in module.modules())
-
-
-def _repeats_a_block(container: nn.Module) -> bool:
-    kinds = Counter(type(child) for child in container.children() if _kernels(child.parameters()) > 1)
-    return max(kinds.values(), default=0) > 1
 
 
 def _kernels(params: Iterable[nn.Parameter]) -> int:
@@ -204,13 +195,6 @@ def _resolution(shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return None
     channels_last = shape[1] == shape[2] and shape[2] != shape[3]
     return shape[1:3] if channels_last else shape[2:]
-
-
-def _named_as_in_model(units: list[_Unit], granularity: str) -> list[LayerGroup]:
-    """Each unit as a group (``"child"``), or each parameter with the modules of its unit (``"tensor"``)."""
-    if granularity == "child":
-        return [LayerGroup(unit.name, unit.params, unit.modules) for unit in units]
-    return [LayerGroup(name, {name: p}, unit.modules) for unit in units for name, p in unit.params.items()]
 
 
 def _named_groups(runs: list[list[_Unit]], model: nn.Module) -> list[LayerGroup]:

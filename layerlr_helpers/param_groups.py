@@ -75,9 +75,7 @@ def param_groups(model_or_groups: nn.Module | Sequence[LayerGroup], rates: Rates
             A group with both kinds then becomes two, ``NAME`` and ``NAME/no_decay``; ``layer`` is NAME in both.
         no_weight_decay: names or patterns of further parameters to keep free of it, e.g. ``["*pos_embed*"]``.
 
-    Raises:
-        ValueError: no groups or two of one name, rates that name other groups than there are, a rate or decay below
-            0 or not finite, a pattern that matches no parameter.
+    Rates for other groups than there are, one below 0 or not finite, and a pattern that matches nothing are a ValueError.
     """
     groups = layer_groups(model_or_groups) if isinstance(model_or_groups, nn.Module) else list(model_or_groups)
     _check_rate("weight_decay", weight_decay)
@@ -114,11 +112,8 @@ def _resolved_rates(rates: Rates | Mapping[str, float], groups: Sequence[LayerGr
 
 def current_rates(optimizer_or_param_groups: Optimizer | Sequence[dict]) -> dict[str, float]:
     """The rate that each group will use at the next step: 0 if none of its parameters requires a gradient."""
-    return {name: _current_rate(group) for name, group in named(optimizer_or_param_groups).items()}
-
-
-def _current_rate(group: dict) -> float:
-    return float(group.get("lr", math.nan)) if trainable(group) else 0.0
+    return {name: float(group.get("lr", math.nan)) if trainable(group) else 0.0
+            for name, group in named(optimizer_or_param_groups).items()}
 
 
 class Description(pd.DataFrame):
@@ -136,12 +131,12 @@ def describe(optimizer_or_param_groups: Optimizer | Sequence[dict], model: nn.Mo
     groups = named(optimizer_or_param_groups)
     if model is not None:
         in_optimizer = {id(p) for group in groups.values() for p in group["params"]}
-        missing = [p.detach() for p in model.parameters() if id(p) not in in_optimizer]  # detached, since nothing trains them
-        if missing:
-            groups["(not in the optimizer)"] = {"params": missing}
+        if missing := [p.detach() for p in model.parameters() if id(p) not in in_optimizer]:  # detached: nothing trains them
+            groups["(not in the optimizer)"] = {"params": missing, "name": "(not in the optimizer)"}
+    rates = current_rates(groups.values())
     layers = list(dict.fromkeys(group.get("layer", name) for name, group in groups.items()))
     return Description({"group": name, "depth": layers.index(group.get("layer", name)), "tensors": len(group["params"]),
-                        "parameters": sum(p.numel() for p in group["params"]), "lr": _current_rate(group),
+                        "parameters": sum(p.numel() for p in group["params"]), "lr": rates[name],
                         "weight_decay": group.get("weight_decay", 0.0), "trainable": trainable(group)}
                        for name, group in groups.items())
 

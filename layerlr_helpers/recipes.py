@@ -43,11 +43,7 @@ def all_but_first(number: int) -> Plan:
 
 def reversed_decay(stem_lr: float, decay: float) -> Rates:
     """``layer_decay`` upside down: the stem has the highest rate."""
-    def rates_of(groups: Sequence[LayerGroup]) -> dict[str, float]:
-        rates = layer_decay(stem_lr, decay)(groups)
-        return dict(zip(rates, reversed(rates.values()), strict=True))
-
-    return rates_of
+    return lambda groups: dict(reversed(layer_decay(stem_lr, decay)(groups[::-1]).items()))
 
 
 def l2_sp(strength: float) -> Callable[[list[dict]], Optimizer]:

@@ -58,8 +58,7 @@ def slanted_triangular(optimizer: Optimizer, total_steps: int, *, cut_frac: floa
 
     It starts and ends at 1/``ratio`` of the peak. With ``restarts`` a new triangle begins at each of these steps,
     which with gradual unfreezing are the steps at which a group unfreezes. From ULMFiT (Howard and Ruder, 2018).
-    A ``cut_frac`` outside (0, 1), a ``ratio`` below 1, a restart outside the run and a triangle too short to have a step
-    that rises are a ValueError.
+    A triangle too short to have a step that rises is a ValueError.
     """
     _check_steps(total_steps)
     if not 0 < cut_frac < 1:
@@ -115,13 +114,10 @@ def preview(groups: Optimizer | Sequence[dict], schedule: Callable[[Optimizer], 
 
     Args:
         groups: an optimizer or its parameter groups; they are not changed.
-        schedule: a function that makes the schedule of an optimizer, e.g. ``lambda o: one_cycle(o, 500)``; None
-            means constant rates.
+        schedule: a function that makes the schedule of an optimizer, e.g. ``lambda o: one_cycle(o, 500)``; None means
+            constant rates. One that follows the loss is a ValueError, since its rates cannot be known.
         plan: a group's rate is 0 until the plan unfreezes it. Pass the ``ProgressiveUnfreezing`` itself where BatchNorm
             layers train also in frozen groups. Without a plan, a group that is frozen now stays so.
-
-    Raises:
-        ValueError: no steps, a plan that names a group that does not exist, or a schedule that follows the loss.
     """
     _check_steps(total_steps)
     group_of_name = named(groups)

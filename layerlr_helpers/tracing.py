@@ -5,18 +5,16 @@ The order of the attributes in a class says nothing about the order of execution
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import count, product
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from layerlr_helpers.guards import preserved
-
-GUESSED_SIZES = (224, 64, 32, 299)  # squares of pixels to try, the commonest first
 
 
 @dataclass
@@ -27,10 +25,7 @@ class Trace:
     first_uses: dict[int, int] = field(default_factory=dict)  # the moment at which each parameter first entered a computation
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the shape of each module's first output tensor
     used: set[int] = field(default_factory=set)  # the parameters that the output depends on
-
-    def next_moment(self) -> int:
-        """Moments count calls and uses, so that the two can be ordered together."""
-        return len(self.first_calls) + len(self.first_uses)
+    moments: Iterator[int] = field(default_factory=count)  # of calls and uses, so that the two can be ordered together
 
 
 class _WatchParameters(TorchFunctionMode):
@@ -46,19 +41,15 @@ class _WatchParameters(TorchFunctionMode):
         new = [id(t) for t in tensors_in((args, kwargs)) if id(t) in self.watched and id(t) not in uses]
         if new and any(t.requires_grad for t in tensors_in(result)):  # reading a shape or a device is no use
             for key in new:
-                uses.setdefault(key, self.trace.next_moment())
+                uses.setdefault(key, next(self.trace.moments))
         return result
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's own module inside ``torch.compile`` and (Distributed)DataParallel wrappers."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        else:
-            return model
+    while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or hasattr(model, "_orig_mod"):
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    return model
 
 
 def trace_forward(model: nn.Module, example_input=None) -> Trace:
@@ -85,13 +76,16 @@ def _traced_call(model: nn.Module, example_input) -> Trace:
     trace = Trace()
 
     def note_call(name, module, args):
-        trace.first_calls.setdefault(name, trace.next_moment())
+        trace.first_calls.setdefault(name, next(trace.moments))
 
     def note_shape(name, module, args, output):
         for tensor in tensors_in(output):
             trace.shapes.setdefault(name, tuple(tensor.shape))
 
-    with _in_eval_mode_with_gradients(model), _not_compiled(model), ExitStack() as hooks:
+    # Parts that were compiled run as they are written, since compiling them for one look would take minutes.
+    compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+    uncompiled = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with _in_eval_mode_with_gradients(model), uncompiled, ExitStack() as hooks:
         for name, module in model.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(partial(note_call, name)))
             hooks.enter_context(module.register_forward_hook(partial(note_shape, name)))
@@ -105,34 +99,25 @@ def _traced_call(model: nn.Module, example_input) -> Trace:
 @contextmanager
 def _in_eval_mode_with_gradients(model: nn.Module) -> Iterator[None]:
     """Eval mode and a gradient for every parameter, so that autograd sees them all; everything is put back at the end."""
-    requires_grad_before = {p: p.requires_grad for p in model.parameters()}
+    requires_grad_before = {p: p.requires_grad for p in model.parameters() if p.is_floating_point() or p.is_complex()}
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.enable_grad(), preserved(model):
         try:
             model.eval()
             for p in requires_grad_before:
-                if p.is_floating_point() or p.is_complex():
-                    p.requires_grad_(True)
+                p.requires_grad_(True)
             yield
         finally:
             for p, requires_grad in requires_grad_before.items():
                 p.requires_grad_(requires_grad)
 
 
-def _not_compiled(model: nn.Module) -> AbstractContextManager:
-    """Let parts that were compiled run as they are written: compiling them for one look would take minutes."""
-    compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-
-
 def _guesses(model: nn.Module) -> Iterator[Tensor]:
     """Inputs that the first layer of each kind would take, in the order in which the kinds occur in the model."""
-    kinds = (nn.Embedding, nn.Conv2d, nn.Conv1d, nn.RNNBase, nn.Linear)
     first_layers: dict[type, nn.Module] = {}
-    for layer in model.modules():
-        for kind in kinds:
-            if isinstance(layer, kind):
-                first_layers.setdefault(kind, layer)
+    for layer, kind in product(model.modules(), (nn.Embedding, nn.Conv2d, nn.Conv1d, nn.RNNBase, nn.Linear)):
+        if isinstance(layer, kind):
+            first_layers.setdefault(kind, layer)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     for kind, layer in first_layers.items():
         if kind is nn.Embedding:
@@ -140,7 +125,7 @@ def _guesses(model: nn.Module) -> Iterator[Tensor]:
         elif kind is nn.Conv2d:
             # Attributes may be in any order; an image has fewer channels than the features that are computed from it.
             fewest = min(conv.in_channels for conv in model.modules() if isinstance(conv, nn.Conv2d))
-            for channels, size in product(dict.fromkeys((layer.in_channels, fewest)), GUESSED_SIZES):
+            for channels, size in product(dict.fromkeys((layer.in_channels, fewest)), (224, 64, 32, 299)):  # commonest first
                 yield like.new_zeros(1, channels, size, size)
         elif kind is nn.Conv1d:
             yield like.new_zeros(1, layer.in_channels, 1024)
@@ -162,14 +147,10 @@ def tensors_in(output) -> Iterator[Tensor]:
 
 def _parameters_behind(output) -> set[int]:
     """The ids of the tensors from which autograd's graph of ``output`` starts."""
-    to_visit = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
-    seen, leaves = set(to_visit), set()
+    nodes = {tensor.grad_fn for tensor in tensors_in(output)} - {None}
+    to_visit = list(nodes)
     while to_visit:
-        node = to_visit.pop()
-        if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                to_visit.append(parent)
-    return leaves
+        new = {parent for parent, _ in to_visit.pop().next_functions} - nodes - {None}
+        nodes |= new
+        to_visit += new
+    return {id(node.variable) for node in nodes if hasattr(node, "variable")}

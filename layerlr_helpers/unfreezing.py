@@ -15,8 +15,6 @@ from torch.nn.modules.batchnorm import _NormBase  # the common base of all kinds
 from layerlr_helpers.layers import LayerGroup
 from layerlr_helpers.naming import assigned, check_choice, listed, matching
 
-BATCH_NORM_MODES = ("freeze", "statistics", "train")
-
 
 @dataclass(frozen=True)
 class UnfreezePlan:
@@ -87,7 +85,7 @@ class ProgressiveUnfreezing:
     """
 
     def __init__(self, groups: Sequence[LayerGroup], plan: UnfreezePlan, *, batch_norm: str = "freeze"):
-        check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
+        check_choice("batch_norm", batch_norm, ("freeze", "statistics", "train"))
         self.groups, self.batch_norm = list(groups), batch_norm
         self.plan = plan.resolved([group.name for group in groups])
 
@@ -126,10 +124,8 @@ class PlateauUnfreezing(ProgressiveUnfreezing):
 
     Args:
         groups: from ``layer_groups``; the last one, the head, trains from the start.
-        metric: the name of the metric to watch, ``"val_accuracy"`` or ``"val_loss"``.
-        mode: ``"max"`` if larger is better, ``"min"`` if smaller is.
-        patience: how many reports without an improvement unfreeze the next group, 1 or more.
-        min_delta: an improvement is a change of more than this.
+        metric, mode: what to watch, ``"val_accuracy"`` or ``"val_loss"``, and whether its ``"max"`` or its ``"min"`` is best.
+        patience: how many reports without an improvement of more than ``min_delta`` unfreeze the next group, 1 or more.
         batch_norm: of frozen groups, as in :class:`ProgressiveUnfreezing`.
     """
 

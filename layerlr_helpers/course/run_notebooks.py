@@ -74,6 +74,7 @@ def run_notebook(path: Path, output: Path, *, in_place: bool = False, number: st
         return {"notebook": path.stem, "seconds": 0.0, "result": BROKEN, "error": f"reading the file:\n{failure}"}
     start = perf_counter()
     error = _execute(notebook, path.parent, f"{number} {path.stem}", timeout)
+    notebook.metadata.pop("widgets", None)  # nbclient needs the widgets' state while it runs, the stored notebook does not
     seconds = perf_counter() - start
 
     output.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ def _execute(notebook, folder: Path, title: str, timeout: int) -> str | None:
     started = []
     with tqdm(total=len(code), desc=title, unit="cell", disable=False) as bar:
         client = NotebookClient(notebook, timeout=timeout, iopub_timeout=60, kernel_name="python3", record_timing=False,
-                                store_widget_state=False, extra_arguments=["--log-level=ERROR"],  # no advice amid the bars
+                                extra_arguments=["--log-level=ERROR"],  # no advice amid the bars
                                 resources={"metadata": {"path": str(folder)}},
                                 on_cell_execute=lambda cell, cell_index: started.append(cell),
                                 on_cell_executed=lambda cell, cell_index, execute_reply: bar.update())

@@ -47,21 +47,16 @@ def distributed_context(device: str) -> Iterator[DistributedContext]:
     """Connect the processes that torchrun started: by gloo on the device ``"cpu"``, by nccl on ``"cuda"``.
 
     A process group that exists already is used, and not closed at the end. Without either, this process trains alone.
-
-    Raises:
-        ValueError: this machine has fewer GPUs than processes.
+    Fewer GPUs than processes on this machine are a ValueError.
     """
-    def from_environment(name: str, default: int) -> int:
-        return int(os.environ.get(name, default))
-
     connected, on_gpu = dist.is_initialized(), device == "cuda"
-    rank = dist.get_rank() if connected else from_environment("RANK", 0)
-    world_size = dist.get_world_size() if connected else from_environment("WORLD_SIZE", 1)
-    processes = from_environment("LOCAL_WORLD_SIZE", 1)
+    rank = dist.get_rank() if connected else int(os.environ.get("RANK", 0))
+    world_size = dist.get_world_size() if connected else int(os.environ.get("WORLD_SIZE", 1))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if on_gpu and (gpus := torch.cuda.device_count()) < processes:
         raise ValueError(f"cuda takes a GPU for each of the {processes} process(es) on this machine, which has {gpus}; start "
                          "fewer processes, or use the device cpu")
-    process_device = torch.device("cuda", from_environment("LOCAL_RANK", 0)) if on_gpu else torch.device("cpu")
+    process_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
     must_connect = world_size > 1 and not connected
     if must_connect:
         dist.init_process_group("nccl" if on_gpu else "gloo", device_id=process_device if on_gpu else None)
@@ -116,10 +111,8 @@ def synchronise_checkpoints(paths: Sequence[Path]) -> None:
     """Bring the processes' checkpoints of ``fit`` to one step, if the run was killed between writing one and another.
 
     Those that are behind become copies of the first of the latest. The weights are the same in all processes; only random
-    numbers in the network (dropout) are then those of the process whose checkpoint was copied.
-
-    Raises:
-        CheckpointError: a file is damaged, or is no checkpoint of ``fit``.
+    numbers in the network (dropout) are then those of the process whose checkpoint was copied. A damaged file and one that
+    is no checkpoint of ``fit`` are a CheckpointError.
     """
     steps = [checkpoints.step(path) if path.exists() else -1 for path in paths]
     latest = paths[steps.index(max(steps))]

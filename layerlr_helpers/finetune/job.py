@@ -34,14 +34,9 @@ from layerlr_helpers.checkpoints import CheckpointError
 from layerlr_helpers.course.data import handwritten_digits
 from layerlr_helpers.diagnostics import snapshot
 from layerlr_helpers.files import write_whole
-from layerlr_helpers.finetune.distributed import (
-    DistributedBatchSampler,
-    DistributedContext,
-    distributed_context,
-    distributed_cross_entropy,
-    synchronise_checkpoints,
-)
+from layerlr_helpers.finetune import distributed
 from layerlr_helpers.finetune.options import PRECISIONS, STRATEGIES, parser, with_defaults
+from layerlr_helpers.guards import seeded
 from layerlr_helpers.images import ImageSet, few_shot_split, fraction_split, image_folder
 from layerlr_helpers.intervals import accuracy_interval
 from layerlr_helpers.layers import LayerGroup, layer_groups
@@ -77,7 +72,7 @@ class Job:
     groups: list[LayerGroup]
     optimizer: Optimizer
     plan: UnfreezePlan | None
-    batch_sampler: DistributedBatchSampler
+    batch_sampler: distributed.DistributedBatchSampler
 
 
 def main(arguments: Sequence[str] | None = None) -> dict:
@@ -86,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     options = command.parse_args(arguments)
     with ExitStack() as stack:
         try:
-            context = stack.enter_context(distributed_context(options.device))
-            stack.enter_context(torch.random.fork_rng(devices=[context.device] if context.device.type == "cuda" else []))
+            context = stack.enter_context(distributed.distributed_context(options.device))
+            stack.enter_context(seeded(options.seed + context.rank, context.device))  # for dropout
             job = prepare(with_defaults(options), context)
         except (ValueError, OSError) as error:
             command.error(str(error))
@@ -97,13 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> dict:
             command.error(str(error))
 
 
-def prepare(options: argparse.Namespace, context: DistributedContext) -> Job:
+def prepare(options: argparse.Namespace, context: distributed.DistributedContext) -> Job:
     """Read the images, make the network and check everything; nothing is written.
 
-    Raises:
-        FileNotFoundError: there is no such folder of images.
-        ValueError: images, classes, sizes or rates that cannot be used, or an output folder of another run.
-        ConnectionError: weights that are not on this machine and could not be downloaded.
+    What cannot be used is a ValueError; a missing folder, or weights that cannot be downloaded, are an OSError.
     """
     output = Path(options.output).resolve()
     if options.data is not None and Path(options.data).resolve() in (output, *output.parents):
@@ -113,11 +105,19 @@ def prepare(options: argparse.Namespace, context: DistributedContext) -> Job:
                               unreadable="skip" if options.skip_unreadable else "raise"))
     settings = _settings(options, data, context)
     _check_output(output, settings)
-    train, val, test = split(data, options)
+    if options.per_class is not None:
+        train, val, test = few_shot_split(data, options.per_class, val_per_class=options.per_class, seed=options.seed)
+    else:
+        train, val, test = fraction_split(data, options.val_fraction, options.test_fraction, options.seed)
     model = _make_model(options, len(data.class_names), context)
-    groups = _make_groups(model, options, train[0][0][None].to(context.device))
-    batch_sampler = DistributedBatchSampler(len(train), options.batch_size, torch.Generator().manual_seed(options.seed),
-                                            rank=context.rank, world_size=context.world_size)
+    try:
+        groups = layer_groups(model, train[0][0][None].to(context.device))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"{options.model} cannot take images of {options.image_size} pixels ({error}); most models were made "
+                         "for --image-size 224") from error
+    batch_sampler = distributed.DistributedBatchSampler(
+        len(train), options.batch_size, torch.Generator().manual_seed(options.seed), rank=context.rank,
+        world_size=context.world_size)
     _check_batches(batch_sampler, model, options)
     strategy = STRATEGIES[options.strategy]
     optimizer = fused_adamw(param_groups(groups, strategy.rates(options), weight_decay=options.weight_decay))
@@ -125,7 +125,7 @@ def prepare(options: argparse.Namespace, context: DistributedContext) -> Job:
     return Job(options, settings, train, val, test, model, groups, optimizer, plan, batch_sampler)
 
 
-def _settings(options: argparse.Namespace, data: ImageSet, context: DistributedContext) -> dict:
+def _settings(options: argparse.Namespace, data: ImageSet, context: distributed.DistributedContext) -> dict:
     """What decides a run's final weights. The images are identified by their content, so the folder may be moved."""
     content = hashlib.sha256(data.images.numpy().tobytes() + bytes(str((data.labels.tolist(), data.class_names)), "utf-8"))
     given = {name: value for name, value in vars(options).items() if value is not None and name not in ("output", "data")}
@@ -144,11 +144,9 @@ def _check_output(output: Path, settings: dict) -> None:
                              "--output")
         return
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # it is not text, or not JSON
-        raise ValueError(f"cannot read {file} ({error}); move it away, or give another --output") from error
-    if not isinstance(saved, dict):
-        raise ValueError(f"{file} does not hold the settings of a run; move it away, or give another --output")
+        saved = {} | json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:  # it is not text, not JSON, or no dictionary
+        raise ValueError(f"{file} does not hold a run's settings ({error}); move it away, or give another --output") from error
     different = [name for name in saved | settings if name != "data" and saved.get(name) != settings.get(name)]
     if different:
         raise ValueError(f"{output} holds a run with other settings: " + "; ".join(
@@ -156,14 +154,7 @@ def _check_output(output: Path, settings: dict) -> None:
             + ". Give the settings of that run to go on with it, or another --output")
 
 
-def split(data: ImageSet, options: argparse.Namespace) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """Return training, validation and test images, by number a class or by fractions of each class, as the options say."""
-    if options.per_class is not None:
-        return few_shot_split(data, options.per_class, val_per_class=options.per_class, seed=options.seed)
-    return fraction_split(data, options.val_fraction, options.test_fraction, options.seed)
-
-
-def _make_model(options: argparse.Namespace, classes: int, context: DistributedContext) -> nn.Module:
+def _make_model(options: argparse.Namespace, classes: int, context: distributed.DistributedContext) -> nn.Module:
     """Make the network with a new head. The first process goes ahead of the others, so that weights are downloaded once."""
     if context.rank > 0:
         context.barrier()
@@ -195,15 +186,7 @@ def _load(name: str, weights: str) -> nn.Module:
                               "network, try again; without one, take --model resnet18 --weights glyphs") from error
 
 
-def _make_groups(model: nn.Module, options: argparse.Namespace, example: Tensor) -> list[LayerGroup]:
-    try:
-        return layer_groups(model, example)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"{options.model} cannot take images of {options.image_size} pixels ({error}); most models were made "
-                         "for --image-size 224") from error
-
-
-def _check_batches(batch_sampler: DistributedBatchSampler, model: nn.Module, options: argparse.Namespace) -> None:
+def _check_batches(batch_sampler: distributed.DistributedBatchSampler, model: nn.Module, options: argparse.Namespace) -> None:
     """Refuse batches of which a process would get no image, or a single one where BatchNorm normalises by the batch."""
     uses_batch_statistics = options.batch_norm == "train" and any(isinstance(module, _BatchNorm) for module in model.modules())
     if batch_sampler.smallest_part < (2 if uses_batch_statistics else 1):
@@ -213,7 +196,7 @@ def _check_batches(batch_sampler: DistributedBatchSampler, model: nn.Module, opt
                             else "1; raise --batch-size or start fewer processes"))
 
 
-def run(job: Job, context: DistributedContext) -> dict:
+def run(job: Job, context: distributed.DistributedContext) -> dict:
     """Train, or go on training, and write the results, which only the first process does; a finished run is left as it is."""
     output = Path(job.options.output)
     result_file = output / "result.json"
@@ -222,7 +205,7 @@ def run(job: Job, context: DistributedContext) -> dict:
         if context.rank == 0:
             output.mkdir(parents=True, exist_ok=True)
             _write_json(output / "settings.json", job.settings)
-            synchronise_checkpoints(checkpoints)
+            distributed.synchronise_checkpoints(checkpoints)
         context.barrier()
         start_weights = snapshot(job.groups)
         history = _train(job, context, checkpoints[context.rank])
@@ -237,7 +220,7 @@ def run(job: Job, context: DistributedContext) -> dict:
     return result
 
 
-def _train(job: Job, context: DistributedContext, checkpoint: Path) -> History:
+def _train(job: Job, context: distributed.DistributedContext, checkpoint: Path) -> History:
     options = job.options
     # The model is wrapped before a plan freezes it, as fit demands.
     model = context.wrap(job.model, find_unused_parameters=job.plan is not None)
@@ -245,12 +228,9 @@ def _train(job: Job, context: DistributedContext, checkpoint: Path) -> History:
     train_loader = DataLoader(job.train, batch_sampler=job.batch_sampler, generator=job.batch_sampler.generator)
     val_loader = DataLoader(job.val, 256, generator=torch.Generator())
     schedule = one_cycle(job.optimizer, options.epochs * len(job.batch_sampler))
-    torch.default_generator.manual_seed(options.seed + context.rank)  # for dropout
-    if context.device.type == "cuda":
-        torch.cuda.manual_seed(options.seed + context.rank)
     return fit(model, job.optimizer, train_loader, epochs=options.epochs, schedule=schedule, unfreezing=unfreezing,
-               val_loader=val_loader, checkpoint=checkpoint, autocast=PRECISIONS[options.precision],
-               loss_fn=distributed_cross_entropy if context.world_size > 1 else cross_entropy, progress=context.rank == 0)
+               val_loader=val_loader, checkpoint=checkpoint, autocast=PRECISIONS[options.precision], progress=context.rank == 0,
+               loss_fn=distributed.distributed_cross_entropy if context.world_size > 1 else cross_entropy)
 
 
 def _write_results(job: Job, history: History, start_weights: dict[str, Tensor]) -> None:

@@ -85,11 +85,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
-    """Check the options against each other, and fill in the defaults that depend on other options.
-
-    Raises:
-        ValueError: an unknown model, or an option that does not go with the strategy, the model or the split.
-    """
+    """Fill in the defaults that depend on other options; options that do not go together are a ValueError."""
     strategy, digits = STRATEGIES[options.strategy], options.data is None
     if matching(options.model, MODELS, what="model") != [options.model]:
         raise ValueError(f"--model takes one name and no pattern, not {options.model!r}")
@@ -104,8 +100,7 @@ def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
     if weights == "glyphs" and options.model != "resnet18":
         raise ValueError(f"the weights 'glyphs' are of resnet18, not of {options.model}; there are 'imagenet' and 'none'")
 
-    default_lr = strategy.default_lr / 10 if weights == "imagenet" else strategy.default_lr
-    lr = options.lr if options.lr is not None else default_lr
+    lr = options.lr if options.lr is not None else strategy.default_lr / (10 if weights == "imagenet" else 1)
     defaults = {"weights": weights, "lr": lr, "image_size": 64 if digits else 128}
     defaults |= {option: {"decay": 0.5, "backbone_lr": lr / 10}[option] for option in strategy.rate_options}
     if options.per_class is not None or (digits and not by_fractions):

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _default_to_fused_or_foreach, _device_dtype_check_for_fused, _get_scalar_dtype
 
 from layerlr_helpers.optim import fast
-from layerlr_helpers.optim.processes import calling_zero_optimizer, local_shard, process_groups_of, reduction_for
+from layerlr_helpers.optim.processes import Reduction, calling_zero_optimizer, local_shard, process_groups_of
 from layerlr_helpers.optim.rule import Batch, exact, single_tensor
 
 DIRECTIONS = ("momentum", "adam", "adam_mini")
@@ -32,10 +32,7 @@ class LayerAdaptiveLR(Optimizer):
 
     Args:
         params: parameters, named parameters or parameter groups. Every option can be set in a group.
-        lr: learning rate before the ratio.
-        betas: how slowly the two moments forget.
-        eps: added to the denominator.
-        weight_decay: decoupled (Loshchilov and Hutter, 2019).
+        lr, betas, eps, weight_decay: as in AdamW (Loshchilov and Hutter, 2019); ``lr`` is the rate before the ratio.
         direction: ``"momentum"``: d = m, so a layer's step grows with its gradient. ``"adam"``: d = m/(sqrt(v)+eps)
             (Kingma and Ba, 2015). ``"adam_mini"``: d = m/(sqrt(mean of v over the layer)+eps), the block rule of
             Adam-mini (Zhang et al., 2025), which stores one number for each tensor in place of v.
@@ -45,9 +42,7 @@ class LayerAdaptiveLR(Optimizer):
             in the cache on a CPU, many tensors at once on a GPU, otherwise one tensor after the other.
         maximize, capturable, differentiable: as in Adam.
 
-    Raises:
-        ValueError: a hyper-parameter out of range (when made or when a group is added).
-        RuntimeError: ``fused`` with ``foreach`` or ``differentiable``; sparse gradients (at the step).
+    What is out of range is a ValueError, flags that exclude each other and sparse gradients are a RuntimeError, as in Adam.
     """
 
     _zero: weakref.ref | None = None  # a ZeroRedundancyOptimizer; None also in a copy and after unpickling
@@ -60,8 +55,7 @@ class LayerAdaptiveLR(Optimizer):
                     "pool": pool, "ratio_range": ratio_range, "foreach": foreach, "maximize": maximize,
                     "capturable": capturable, "differentiable": differentiable, "fused": fused}
         _check(defaults)
-        zero = calling_zero_optimizer()
-        if zero is not None:
+        if (zero := calling_zero_optimizer()) is not None:
             self._zero = weakref.ref(zero)
         super().__init__(params, defaults)
         if defaults["fused"]:
@@ -92,7 +86,8 @@ class LayerAdaptiveLR(Optimizer):
             names = [_implementation(filled[0]) if filled else "single"] * len(batches)
         for implementation in dict.fromkeys(names):
             chosen = [batch for name, batch in zip(names, batches, strict=True) if name == implementation]
-            reduction = reduction_for(chosen, zero)
+            in_parts = zero is not None or any(any(batch.process_groups) for batch in chosen)  # else this process has all
+            reduction = Reduction(zero) if in_parts else None
             if implementation == "fused":
                 fast.fused(chosen, reduction, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
             elif implementation == "foreach":
@@ -104,7 +99,8 @@ class LayerAdaptiveLR(Optimizer):
         params, grads, exp_avgs, exp_avg_sqs, steps, rates = lists = [], [], [], [], [], []
         self._init_group(group, *lists)
         indices = list(range(len(params)))
-        shards = [[_as_real(local_shard(t)) for t in tensors] for tensors in (params, grads, exp_avgs, exp_avg_sqs)]
+        shards = [[torch.view_as_real(t) if t.is_complex() else t for t in map(local_shard, tensors)]
+                  for tensors in (params, grads, exp_avgs, exp_avg_sqs)]
         return Batch(group, *shards, steps, rates, entries=[p.numel() * (2 if p.is_complex() else 1) for p in params],
                      process_groups=[process_groups_of(p) for p in params],
                      layers=[indices] if group["pool"] == "group" else [[i] for i in indices])
@@ -123,9 +119,10 @@ class LayerAdaptiveLR(Optimizer):
                 # Steps are counted on the CPU, where reading them makes no GPU wait, unless they must not be read at all.
                 state["step"] = torch.zeros((), dtype=_get_scalar_dtype(bool(group["fused"])),
                                             device=p.device if group["capturable"] or group["fused"] else "cpu")
+                rate = torch.zeros((), dtype=p.dtype.to_real(), device=p.device)
                 state["exp_avg"] = torch.zeros_like(p)
-                state["exp_avg_sq"] = _zero_number(p) if group["direction"] == "adam_mini" else torch.zeros_like(p)
-                state["rate"] = _zero_number(p)
+                state["exp_avg_sq"] = torch.zeros_like(rate if group["direction"] == "adam_mini" else p)
+                state["rate"] = rate
             if group["direction"] == "adam_mini":  # in half precision a running mean would stand still
                 state["exp_avg_sq"] = exact(state["exp_avg_sq"])
             if p.numel():
@@ -161,14 +158,6 @@ def _implementation(batch: Batch) -> str:
         return "fused"
     foreach = _default_to_fused_or_foreach(batch.params, differentiable=False)[1]
     return "foreach" if foreach and (group["capturable"] or not isinstance(group["lr"], Tensor)) else "single"
-
-
-def _zero_number(p: Tensor) -> Tensor:
-    return torch.zeros((), dtype=p.real.dtype if p.is_complex() else p.dtype, device=p.device)
-
-
-def _as_real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _check(group: dict) -> None:

@@ -51,11 +51,6 @@ class Reduction:
         return layer_sums
 
 
-def reduction_for(batches: Sequence[Batch], zero=None) -> Reduction | None:
-    """What completes the sums in this step; None if this process has all of every layer."""
-    return Reduction(zero) if zero is not None or any(any(batch.process_groups) for batch in batches) else None
-
-
 def process_groups_of(p: Tensor) -> tuple:
     """The process groups over which a distributed tensor is sharded; none for a replicated or an ordinary tensor."""
     if not hasattr(p, "placements"):

@@ -15,7 +15,7 @@ import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from layerlr_helpers import evaluate, image_folder, load_resnet18
+from layerlr_helpers import evaluate, load_resnet18
 from layerlr_helpers.finetune import job as finetune
 from layerlr_helpers.finetune.distributed import DistributedContext
 from layerlr_helpers.finetune.options import STRATEGIES, parser, with_defaults
@@ -71,7 +71,7 @@ def test_the_weights_load_in_plain_torchvision_and_have_the_reported_accuracy(do
     output, result = done
     model = torchvision.models.resnet18(num_classes=3)
     model.load_state_dict(weights(output))
-    _, _, test = finetune.split(image_folder(photos, image_size=32), options_of(*arguments(photos, output)))
+    test = finetune.prepare(options_of(*arguments(photos, "elsewhere")), SINGLE_PROCESS).test
     accuracy = evaluate(model, DataLoader(test, 2))["accuracy"]
     right = round(accuracy * len(test))
     low, high = accuracy_interval(right, len(test))
@@ -198,10 +198,10 @@ def test_batch_norm_can_be_held_while_its_weights_train(photos, tmp_path):
 
 
 def test_the_split_is_by_number_or_by_fractions_of_each_class(photos):
-    data = image_folder(photos, image_size=32)
     for more, sizes in (((), (7, 3, 3)), (("--val-fraction", "0.4"), (5, 5, 3)), (("--per-class", "4"), (4, 4, 5))):
-        parts = finetune.split(data, options_of(*arguments(photos, "x", *more)))
-        assert [torch.bincount(part.labels).tolist() for part in parts] == [[size] * 3 for size in sizes]
+        job = finetune.prepare(options_of(*arguments(photos, "elsewhere", *more)), SINGLE_PROCESS)
+        for part, size in zip((job.train, job.val, job.test), sizes, strict=True):
+            assert torch.bincount(part.labels).tolist() == [size] * 3
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

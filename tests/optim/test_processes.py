@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from layerlr_helpers import LayerAdaptiveLR
 from layerlr_helpers.optim import DIRECTIONS, POOLS
-from layerlr_helpers.optim.processes import Reduction, local_shard, process_groups_of, reduction_for
+from layerlr_helpers.optim.processes import Reduction, local_shard, process_groups_of
 from tests.distributed import in_two_processes
 
 STEPS, WIDTHS = 6, {"even": (4, 8, 6, 2), "uneven": (4, 7, 5, 3)}  # uneven: no dimension can be halved
@@ -199,7 +199,6 @@ def test_ordinary_tensors_need_no_reduction():
     p = torch.ones(2)
     assert process_groups_of(p) == ()
     assert local_shard(p) is p
-    assert reduction_for([SimpleNamespace(process_groups=[process_groups_of(p)])]) is None
 
 
 def test_the_optimizer_knows_the_zero_redundancy_optimizer_that_makes_it():
