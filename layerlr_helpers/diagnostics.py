@@ -51,8 +51,8 @@ def relative_gradient_rates(highest_lr: float) -> Rates:
     def rates(groups: Sequence[LayerGroup]) -> dict[str, float]:
         norms = layer_statistics(groups).set_index("group")["relative_gradient"]
         if norms.isna().any():
-            raise ValueError(f"no gradient relative to the weights of {', '.join(norms.index[norms.isna()])}; call backward() "
-                             "on a batch's loss first, and start weights that are all 0 at random")
+            raise ValueError(f"there is no relative gradient for {', '.join(norms.index[norms.isna()])}: call backward() on a "
+                             "batch's loss first, and give a group whose weights are all 0 random ones")
         return {name: float(highest_lr * norm / norms.max()) for name, norm in norms.items()}
 
     return rates

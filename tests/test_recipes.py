@@ -68,7 +68,7 @@ def test_l2_sp_without_a_pull_is_adamw_and_a_full_pull_holds_the_backbone_where_
 def test_relative_gradient_rates_are_in_proportion_to_the_norms():
     model = net()
     groups = layer_groups(model)
-    with pytest.raises(ValueError, match=r"no gradient in stem, 2, head; call backward\(\)"):
+    with pytest.raises(ValueError, match=r"no relative gradient for stem, 2, head: call backward\(\)"):
         relative_gradient_rates(0.1)(groups)
     model(torch.randn(16, 4)).square().sum().backward()
     rates = relative_gradient_rates(0.1)(groups)
