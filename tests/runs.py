@@ -30,6 +30,21 @@ class Net(nn.Module):
         return self.head(torch.relu(self.middle(self.body(x))))
 
 
+class Counting(nn.Module):
+    """Draws random numbers and writes to its buffers in every mode, in place and by a new tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(3))
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x.detach().mean(0) + torch.rand(3)
+        return self.linear(x + torch.randn_like(x))
+
+
 class Augmented(Dataset):
     """Examples with noise from torch's global generator."""
 

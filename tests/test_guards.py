@@ -9,22 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from layerlr_helpers.guards import preserved, random_state, seeded, set_random_state, training_undone
 from layerlr_helpers.training import train_step
-from tests.runs import model_state, same
-
-
-class Counting(nn.Module):
-    """Writes to its buffers in every mode, in place and by a new tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(3, 2)
-        self.register_buffer("calls", torch.zeros(()))
-        self.register_buffer("last", torch.zeros(3))
-
-    def forward(self, x):
-        self.calls += 1
-        self.last = x.detach().mean(0)
-        return self.linear(x)
+from tests.runs import Counting, model_state, same
 
 
 def untidy_model():

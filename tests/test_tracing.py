@@ -6,22 +6,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from layerlr_helpers.tracing import trace_forward, unwrap
-from tests.runs import model_state, same
-
-
-class Counting(nn.Module):
-    """Draws random numbers and writes to its buffers in every mode, in place and by a new tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(3, 2)
-        self.register_buffer("calls", torch.zeros(()))
-        self.register_buffer("last", torch.zeros(3))
-
-    def forward(self, x):
-        self.calls += 1
-        self.last = x.detach().mean(0) + torch.rand(3)
-        return self.linear(x + torch.randn_like(x))
+from tests.runs import Counting, model_state, same
 
 
 class RunsBackwards(nn.Module):
