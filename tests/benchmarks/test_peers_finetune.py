@@ -46,6 +46,7 @@ def script(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_each_is_tried_alike_and_tested_on_every_seed_and_the_same_command_goes_on(script, tmp_path, capsys):
     path = tmp_path / "peers.csv"
     command = ["--epochs", "1", "--seeds", "2", "--results", str(path)]

@@ -103,6 +103,7 @@ def test_the_same_command_again_does_nothing_again_wherever_the_images_are(done,
     assert f"{result['accuracy']:.1%} of {result['images']} test images right" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_torch_random_numbers_are_left_as_they_were(done, photos, tmp_path):
     before = torch.get_rng_state()
     finetune.main(arguments(photos, tmp_path, "--strategy", "head-only", "--epochs", "1", "--model", "shufflenet_v2_x0_5",
@@ -178,6 +179,7 @@ def test_each_strategy_has_its_rates_and_its_plan(photos, tmp_path, strategy):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_with_the_head_only_the_backbone_is_afterwards_what_it_was_bit_for_bit(photos, tmp_path):
     finetune.main(arguments(photos, tmp_path, "--strategy", "head-only", "--epochs", "1"))
     start = load_resnet18("glyphs", num_classes=3).state_dict()

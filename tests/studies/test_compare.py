@@ -106,7 +106,7 @@ def test_there_is_one_row_a_run(frame):
         ("one rate", 0), ("two rates", 0), ("one rate", 1), ("two rates", 1)]
     assert frame["accuracy"].between(0, 1).all()
     assert (frame["steps"] == 2).all()
-    assert (frame["seconds"] > 0).all()
+    assert (frame["seconds"] >= 0).all()
 
 
 def test_the_same_call_gives_the_same_numbers_and_takes_none_of_the_global_generators(frame, task):
