@@ -68,6 +68,7 @@ def test_each_is_tried_alike_and_tested_on_every_seed_and_the_same_command_goes_
     assert sorted(map(tuple, rows[columns].to_numpy())) == sorted(map(tuple, read_rows(path)[columns].to_numpy()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [0, 1, 3])
 def test_a_run_on_other_batches_is_refused(script, epochs):
     data = handwritten_digits().subset(range(100))

@@ -86,6 +86,7 @@ def goes_the_right_way(first, last, kwargs):
 
 # --- the update -------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_the_loss_goes_the_right_way_in_every_implementation_with_and_without_schedules(info, contiguous):
     for constructors, given in itertools.product([(), *info.scheduler_inputs], range(len(all_inputs(info)))):
@@ -194,6 +195,7 @@ def test_fused_is_equal_to_the_definition(info, dtype):
     assert_equal_to_the_definition(info, "fused", dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("default", [torch.float64, torch.float16], ids=str)
 def test_the_default_type_changes_nothing_but_the_type_of_the_step(info, default):
     before = torch.get_default_dtype()
@@ -312,6 +314,7 @@ def named(params, names):
     return [(f"name{i}", p) for i, p in enumerate(params)] if names else params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first_named", "second_named"), list(itertools.product([False, True], repeat=2)))
 def test_a_loaded_state_goes_on_as_the_original_does(info, first_named, second_named):
     def without_names(state):
