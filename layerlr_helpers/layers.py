@@ -12,16 +12,25 @@ from layerlr_helpers.naming import check_choice, listed
 from layerlr_helpers.tracing import Trace, trace_forward, unwrap
 
 GRANULARITIES = ("stage", "child", "block", "tensor")
+FROZEN_BY_PLAN = "_frozen_by_plan"  # a model's attribute: the names of the parameters that a plan of ours froze
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True, eq=False)
 class LayerGroup:
-    """A named part of a model: parameters and modules under their names in the model, in order of execution."""
+    """A named part of a model: parameters and modules under their names in the model, in order of execution.
+
+    ``depth`` counts the layers between it and the output along the flow of the data: 0 is a head, and several groups
+    may share a depth. ``fixed`` has the names of the parameters that required no gradient when the model was grouped:
+    its author froze them, and no plan trains them. ``model`` is the model that all names are relative to.
+    """
 
     name: str
     params: dict[str, nn.Parameter]
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    depth: int = 0
+    fixed: set[str] = field(default_factory=set)
+    model: nn.Module | None = None
 
     @property
     def size(self) -> int:
@@ -47,7 +56,8 @@ class _Unit(LayerGroup):
     def followed_by(self, other: "_Unit") -> "_Unit":
         """Both units as one, which is named after the first that has parameters."""
         main = self if self.params else other
-        return _Unit(main.name, self.params | other.params, self.modules | other.modules, main.first_run, main.shape)
+        return _Unit(main.name, self.params | other.params, self.modules | other.modules,
+                     first_run=main.first_run, shape=main.shape)
 
 
 def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "stage") -> list[LayerGroup]:
@@ -90,7 +100,11 @@ def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "st
                   else _named_groups(_joined(used, one_block_each=granularity == "block"), model))
         body, head = groups[:-1], groups[-1:]
         idle = [LayerGroup(_run_name([unit], model), unit.params, unit.modules) for unit in unused]
-    return [*body, *(replace(group, name=f"{group.name} (unused)") for group in idle), *head]
+    groups = [*body, *(replace(group, name=f"{group.name} (unused)") for group in idle), *head]
+    frozen_by_plan = getattr(model, FROZEN_BY_PLAN, ())
+    return [replace(group, depth=len(groups) - 1 - i, model=model,
+                    fixed={name for name, p in group.params.items() if not p.requires_grad and name not in frozen_by_plan})
+            for i, group in enumerate(groups)]
 
 
 def _cut_into_units(model: nn.Module, trace: Trace, granularity: str) -> tuple[list[_Unit], list[_Unit]]:
@@ -117,11 +131,11 @@ def _cut_into_units(model: nn.Module, trace: Trace, granularity: str) -> tuple[l
         if not children or not _is_opened(module, model, granularity):
             params = claim(module.named_parameters(name))
             used = bool(calls) or any(id(p) in trace.used for p in params.values())
-            units.append((_Unit(name or "root", params, {name: module}, first_run, trace.shapes.get(name, ())), used))
+            units.append((_Unit(name or "root", params, {name: module}, first_run=first_run, shape=trace.shapes.get(name, ())), used))
             return
         for param_name, p in claim(module.named_parameters(name, recurse=False)).items():
             used = id(p) in trace.used or not trace.used  # a forward pass without gradients shows no use at all
-            units.append((_Unit(param_name, {param_name: p}, {}, trace.first_uses.get(id(p), first_run)), used))
+            units.append((_Unit(param_name, {param_name: p}, {}, first_run=trace.first_uses.get(id(p), first_run)), used))
         for child_name, child in children:
             walk(f"{name}.{child_name}" if name else child_name, child, first_run)
 
