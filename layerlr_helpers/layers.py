@@ -1,19 +1,25 @@
-"""What "a layer" is, and in which order layers come: the one list that everything else in this package reads."""
+"""What "a layer" is, and how far each one is from the output: the one list that everything else in this package reads.
+
+The list is in order of execution. Its depths follow the data: autograd's graph of one forward pass tells which layer feeds
+which, a layer's depth is the longest way from it to an output, and what is beside the way counts as no step of it.
+"""
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import reduce
+from itertools import takewhile
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from layerlr_helpers.naming import check_choice, listed
+from layerlr_helpers.naming import check_choice, listed, matching
+from layerlr_helpers.stages import find_heads, join_to_layers, run_name
 from layerlr_helpers.tracing import Trace, trace_forward, unwrap
+from layerlr_helpers.units import Unit, cut_into_units, fold_norms, fold_parameterless
 
 GRANULARITIES = ("stage", "child", "block", "tensor")
 FROZEN_BY_PLAN = "_frozen_by_plan"  # a model's attribute: the names of the parameters that a plan of ours froze
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,41 +47,28 @@ class LayerGroup:
         return f"LayerGroup({self.name!r}, {len(self.params)} tensors, {self.size:,} parameters)"
 
 
-@dataclass(frozen=True, eq=False)
-class _Unit(LayerGroup):
-    """The smallest thing that groups are made of: a module with all below it, or a parameter that a container holds."""
+def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "stage",
+                 head: str | None = None) -> list[LayerGroup]:
+    """Divide a model's parameters into an ordered list of groups, from the input to the output, the heads last.
 
-    first_run: int = 0  # its moment in the forward pass
-    shape: tuple[int, ...] = ()  # of the output, if that is a tensor
-
-    @property
-    def kernels(self) -> int:
-        """0 for a norm or a lone scale, 1 for a convolution or a linear layer, more for a block."""
-        return _kernels(self.params.values())
-
-    def followed_by(self, other: "_Unit") -> "_Unit":
-        """Both units as one, which is named after the first that has parameters."""
-        main = self if self.params else other
-        return _Unit(main.name, self.params | other.params, self.modules | other.modules,
-                     first_run=main.first_run, shape=main.shape)
-
-
-def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "stage") -> list[LayerGroup]:
-    """Divide a model's parameters into an ordered list of groups, from the input to the output, the head last.
-
-    The order is that of execution, seen in one forward pass in eval mode, which leaves the model as it was. Every
-    parameter is in exactly one group, a tied one under its first name.
+    The order is that of execution, seen in one forward pass in eval mode, which leaves the model as it was (if something is
+    not used in it, a second one in train mode is looked at too). Every parameter is in exactly one group, a tied one under
+    its first name. Each group's ``depth`` counts the layers from it to the output along the flow of the data.
 
     Args:
-        example_input: what to call the model with (a tensor, a tuple of arguments or a dictionary of keyword
-            arguments). None guesses from the first layer.
+        example_input: what to call the model with (a tensor, a tuple of arguments or a dictionary of keyword arguments;
+            anything else is its only argument). None takes what the model declares, or guesses from the first layer.
         granularity: ``"stage"``: runs of blocks between changes of resolution, in a transformer each encoder layer,
             ResNet-18 gives stem, layer1, layer2, layer3, layer4, head. ``"child"``: the model's direct children by
             their own names (conv1, bn1, layer1, …, fc). ``"block"``: every residual or encoder block on its own.
-            ``"tensor"``: every parameter on its own.
+            ``"tensor"``: every parameter on its own, at the depth of its layer.
+        head: the name or a pattern of the modules that are the head, where you know better than the flow of the data.
 
-    A part that the forward pass did not use is a group of its own before the head, ``NAME (unused)``, with a warning.
-    A model without parameters or with lazy ones, and an input that cannot be guessed, are a ValueError.
+    The last layer before an output is ``head``; of several outputs each has one, ``head.NAME``. A model that has none, a
+    backbone or one whose output layer shares the embeddings' weights, gets no group of depth 0, with a warning. A part
+    that the forward pass did not use is a group of its own, ``NAME (unused)``, at the depth of its neighbour, with a warning.
+    A model without parameters or with lazy ones, a ``head`` that does not exist, and an input that cannot be guessed are a
+    ValueError.
 
     >>> layer_groups(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
     [LayerGroup('stem', 2 tensors, 40 parameters), LayerGroup('head', 2 tensors, 27 parameters)]
@@ -86,156 +79,132 @@ def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "st
         raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing to group")
     if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
         raise ValueError(f"{listed(lazy)} of {type(model).__name__} have no shape yet; call the model once, then group it")
-    trace = trace_forward(model, example_input)
-    used, unused = _cut_into_units(model, trace, granularity)
-    used = _fold_parameterless(sorted(used, key=lambda unit: unit.first_run))
-    if unused:
-        warnings.warn(f"the forward pass did not use {listed(unit.name for unit in unused)}; grouped on their own",
-                      stacklevel=2)
-    if granularity == "tensor":
-        body, head, idle = ([LayerGroup(name, {name: p}, unit.modules) for unit in units for name, p in unit.params.items()]
-                            for units in (used[:-1], used[-1:], unused))
+    if head is not None:
+        _modules_matching(head, model)
+    return groups_seen(trace_forward(model, example_input), model, granularity=granularity, head=head)
+
+
+def groups_seen(trace: Trace, model: nn.Module, *, granularity: str = "stage", head: str | None = None) -> list[LayerGroup]:
+    """The :func:`layer_groups` that a forward pass showed, which has been looked at already."""
+    chosen = None if head is None else _modules_matching(head, model)
+    units = cut_into_units(model, trace, granularity, chosen or ())
+    unused = [unit for unit in units if not unit.runs and unit.params]
+    fixed = _fixed(model)
+    layers, heads = _layers_and_heads(units, model, trace, granularity, chosen,
+                                      trace.set_of(p for name, p in model.named_parameters() if name in fixed))
+    depth_of = _depths(layers, heads, units, trace, fixed)
+    _warn(model, layers, heads, unused, trace, fixed)
+    unused = [unit.renamed(f"{_not_head(run_name([unit], [], model))} (unused)") for unit in unused]
+    body = [layer for layer in layers if layer not in heads]
+    return [LayerGroup(name, params, layer.modules, depth_of(layer), fixed & params.keys(), model)
+            for layer in [*body, *unused, *heads] for name, params in _named_parameters(layer, granularity)]
+
+
+def _layers_and_heads(units: list[Unit], model: nn.Module, trace: Trace, granularity: str, chosen: dict[str, str] | None,
+                      fixed: int) -> tuple[list[Unit], list[Unit]]:
+    """The layers in order of execution under their names in the list, and those of them that are heads."""
+    whole = granularity in ("stage", "block")
+    blocks = fold_norms(unit for unit in (units if whole else cut_into_units(model, trace, "block", chosen or ())) if unit.runs)
+    if chosen is None:
+        head_units = find_heads(blocks, model, trace, fixed)
     else:
-        groups = ([LayerGroup(unit.name, unit.params, unit.modules) for unit in used] if granularity == "child"
-                  else _named_groups(_joined(used, one_block_each=granularity == "block"), model))
-        body, head = groups[:-1], groups[-1:]
-        idle = [LayerGroup(_run_name([unit], model), unit.params, unit.modules) for unit in unused]
-    groups = [*body, *(replace(group, name=f"{group.name} (unused)") for group in idle), *head]
-    frozen_by_plan = getattr(model, FROZEN_BY_PLAN, ())
-    return [replace(group, depth=len(groups) - 1 - i, model=model,
-                    fixed={name for name, p in group.params.items() if not p.requires_grad and name not in frozen_by_plan})
-            for i, group in enumerate(groups)]
+        head_units = {name: [unit for unit in blocks if f"{unit.name}.".startswith(f"{module}.")]
+                      for module, name in chosen.items()}
+    if not whole:
+        in_heads = trace.set_of(p for head in head_units.values() for unit in head for p in unit.params.values())
+        layers = fold_parameterless(unit for unit in units if unit.runs)
+        return layers, [layer for layer in layers if layer.members & in_heads]
+    heads = [reduce(Unit.joined_with, head).renamed(name) for name, head in head_units.items() if head]
+    runs = join_to_layers([unit for unit in blocks if not any(unit in head for head in head_units.values())], model,
+                          one_block_each=granularity == "block")
+    body: dict[str, Unit] = {}
+    for run in runs:
+        is_stem = not body and all(unit.kernels <= 1 for unit in run)
+        name = "stem" if is_stem else _not_head(run_name(run, runs, model))
+        while name in body:
+            name += " (2)"
+        body[name] = reduce(Unit.joined_with, run).renamed(name)
+    return [*body.values(), *heads], heads
 
 
-def _cut_into_units(model: nn.Module, trace: Trace, granularity: str) -> tuple[list[_Unit], list[_Unit]]:
-    """The units that the forward pass used, and the units with parameters that it did not use.
+def _depths(layers: list[Unit], heads: list[Unit], units: list[Unit], trace: Trace, fixed: set[str]) -> Callable[[Unit], int]:
+    """A function from a layer to its depth: the longest way from it to an output, in layers along the flow of the data.
 
-    Walks down the module tree; a module that is opened gives way to the parameters that it holds and its children.
+    The last layer of a model without a head is at depth 1. Two kinds of layers count as no step for those before them: one
+    that never trains, and a lone one between the last block and the head, such as a pooler, which is at that block's depth.
     """
-    claimed: set[int] = set()
-    units: list[tuple[_Unit, bool]] = []  # each with whether it was used
+    def follows(layer: Unit) -> list[Unit]:
+        if not layer.members & trace.behind_output:  # without gradients there is no flow to see, only the order
+            return [other for other in layers if other.first_run > layer.first_run]
+        return [other for other in layers if layer.feeds(other)]
 
-    def claim(named_parameters) -> dict[str, nn.Parameter]:
-        """The parameters that no earlier unit has: by identity, since two fresh layers may be equal in value."""
-        unclaimed = {name: p for name, p in named_parameters if id(p) not in claimed}
-        claimed.update(map(id, unclaimed.values()))
-        return unclaimed
-
-    def walk(name: str, module: nn.Module, parent_run: int) -> None:
-        calls = [trace.first_calls[inner] for inner, _ in module.named_modules(prefix=name) if inner in trace.first_calls]
-        uses = [trace.first_uses[id(p)] for p in module.parameters() if id(p) in trace.first_uses]
-        # A list of modules is not called itself: it runs when anything in it first runs.
-        first_run = trace.first_calls.get(name, min([*calls, *uses], default=parent_run))
-        children = [(child_name, child) for child_name, child in module.named_children()
-                    if [*child.parameters(), *child.buffers()]]
-        if not children or not _is_opened(module, model, granularity):
-            params = claim(module.named_parameters(name))
-            used = bool(calls) or any(id(p) in trace.used for p in params.values())
-            units.append((_Unit(name or "root", params, {name: module}, first_run=first_run, shape=trace.shapes.get(name, ())), used))
-            return
-        for param_name, p in claim(module.named_parameters(name, recurse=False)).items():
-            used = id(p) in trace.used or not trace.used  # a forward pass without gradients shows no use at all
-            units.append((_Unit(param_name, {param_name: p}, {}, first_run=trace.first_uses.get(id(p), first_run)), used))
-        for child_name, child in children:
-            walk(f"{name}.{child_name}" if name else child_name, child, first_run)
-
-    walk("", model, 0)
-    return [unit for unit, used in units if used], [unit for unit, used in units if not used and unit.params]
-
-
-def _is_opened(module: nn.Module, model: nn.Module, granularity: str) -> bool:
-    """Whether to look into a module, as into a stage, rather than keep it whole, as a block."""
-    if granularity == "child":
-        return module is model
-    if granularity == "tensor" or module is model or type(module) in _CONTAINERS:
-        return True
-    if isinstance(module, _CONTAINERS):  # a subclass: a stage of blocks is opened, a convolution with its norm is not
-        return any(_kernels(child.parameters()) > 1 for child in module.children())
-    for container in (part for part in module.modules() if isinstance(part, _CONTAINERS)):
-        blocks = [type(child) for child in container.children() if _kernels(child.parameters()) > 1]
-        if len(set(blocks)) < len(blocks):  # a stage repeats a block
+    def is_step(layer: Unit) -> bool:
+        if layer in heads:
             return True
-    # The backbone of a larger model: the only one of its class, and too large for a block.
-    only_one = sum(type(other) is type(module) for other in model.modules()) == 1
-    return only_one and _kernels(module.parameters()) > 4 and any(type(part) in _CONTAINERS for part in module.modules())
+        lone = sum(part.kernels for part in layer.atoms) <= 1
+        appended = (all(other in heads for other in follows(layer))
+                    and any(part.kernels > 1 and part.feeds(layer) for unit in layers for part in unit.atoms))
+        without_gradient = bool(trace.behind_output) and not layer.members & trace.behind_output
+        return not ((lone and (appended or without_gradient)) or layer.params.keys() <= fixed)
+
+    steps = {id(layer): is_step(layer) for layer in layers}
+    depths: dict[int, int] = {}
+    for layer in sorted(layers, key=lambda layer: layer.first_run, reverse=True):
+        depths[id(layer)] = 0 if layer in heads else max(
+            (depths[id(other)] + steps[id(other)] for other in follows(layer)), default=1)
+    depth_of_part = {id(part): depths[id(layer)] for layer in layers if layer not in heads for part in layer.atoms}
+
+    def depth_of(layer: Unit) -> int:
+        """Of a part that did not run: the depth of its nearest neighbour in the tree of modules that is no head."""
+        if id(layer) in depths:
+            return depths[id(layer)]
+        here = units.index(layer.atoms[0])
+
+        def nearness(i: int) -> tuple:
+            pairs = zip(units[i].name.split("."), units[here].name.split("."), strict=False)
+            return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs))), i < here, -abs(i - here)
+
+        neighbour = max((i for i, unit in enumerate(units) if id(unit) in depth_of_part), key=nearness, default=None)
+        return 1 if neighbour is None else depth_of_part[id(units[neighbour])]
+
+    return depth_of
 
 
-def _kernels(params: Iterable[nn.Parameter]) -> int:
-    """Number of tensors of two or more dimensions: kernels and matrices, not biases and norms."""
-    return sum(p.ndim > 1 for p in params)
+def _warn(model: nn.Module, layers: list[Unit], heads: list[Unit], unused: list[Unit], trace: Trace, fixed: set[str]) -> None:
+    """Say what is not as in one chain of layers that ends in a head, of the parameters that can train."""
+    idle = [unit.name for unit in unused if unit.params.keys() - fixed]
+    without_gradient = [layer.name for layer in layers if trace.behind_output and not layer.members & trace.behind_output
+                        and layer.params.keys() - fixed]
+    last = max(layers, key=lambda layer: layer.first_run).name if layers else ""
+    for wrong, message in (
+            (idle, f"the forward pass did not use {listed(idle)}; grouped on their own, at the depth of their neighbours"),
+            (without_gradient, f"no gradient of the output reaches {listed(without_gradient)}; they are where they run"),
+            (not heads, f"{type(model).__name__} has no head of its own, since it ends in {last}, or its output layer is tied "
+                        "to an earlier one: no group is at depth 0. If a layer is the head, name it: layer_groups(…, head=…)")):
+        if wrong:
+            warnings.warn(message, stacklevel=4)
 
 
-def _fold_parameterless(units: list[_Unit]) -> list[_Unit]:
-    """Fold units without parameters, such as a norm without scale and shift, into what ran before them (else after them)."""
-    folded: list[_Unit] = []
-    for unit in units:
-        if folded and not (unit.params and folded[-1].params):
-            folded[-1] = folded[-1].followed_by(unit)
-        else:
-            folded.append(unit)
-    return [unit for unit in folded if unit.params]
+def _named_parameters(layer: Unit, granularity: str) -> list[tuple[str, dict[str, nn.Parameter]]]:
+    if granularity != "tensor":
+        return [(layer.name, layer.params)]
+    return [(f"{name} (unused)" if layer.name.endswith("(unused)") else name, {name: p}) for name, p in layer.params.items()]
 
 
-def _joined(units: list[_Unit], *, one_block_each: bool) -> list[list[_Unit]]:
-    """Join ordered units to runs: the stem (all layers before the first block), runs of blocks, the head."""
-    while len(units) > 1 and not units[-1].kernels:  # a norm after the last layer belongs to it
-        units = [*units[:-2], units[-2].followed_by(units[-1])]
-    body, head = units[:-1], units[-1:]
-    runs: list[list[_Unit]] = []
-    in_stem = any(unit.kernels > 1 for unit in body)  # in a model without blocks the stem is one layer, as any group is
-    for unit in body:
-        in_stem = in_stem and unit.kernels <= 1
-        if runs and (in_stem or _continues(runs[-1], unit, one_block_each)):
-            runs[-1].append(unit)
-        else:
-            runs.append([unit])
-    return [*runs, head] if head else []
+def _modules_matching(pattern: str, model: nn.Module) -> dict[str, str]:
+    """The outermost modules that match, each with the name of its head: ``head``, or ``head.NAME`` if there are several."""
+    modules = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
+    names = matching(pattern, modules, what="module")
+    outermost = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    return {name: "head" if len(outermost) == 1 else f"head.{name}" for name in outermost}
 
 
-def _continues(run: list[_Unit], unit: _Unit, one_block_each: bool) -> bool:
-    """Whether a unit belongs to the run of units before it."""
-    if not unit.kernels:  # a norm belongs to what ran before it
-        return True
-    after_stem = unit.kernels > 1 and all(before.kernels <= 1 for before in run)
-    if one_block_each or after_stem:
-        return False
-    resolution = _resolution(unit.shape)
-    return resolution is not None and resolution == _resolution(next((u.shape for u in reversed(run) if u.shape), ()))
+def _fixed(model: nn.Module) -> set[str]:
+    """The names of the parameters that the model's author froze, not a plan of ours."""
+    frozen_by_plan = vars(model).get(FROZEN_BY_PLAN, ())  # a wrapper that forwards attributes may have an inner model's
+    return {name for name, p in model.named_parameters() if not p.requires_grad and name not in frozen_by_plan}
 
 
-def _resolution(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Height and width of a feature map [N, C, H, W] or [N, H, W, C]; None for tokens and vectors."""
-    if len(shape) < 4:
-        return None
-    channels_last = shape[1] == shape[2] and shape[2] != shape[3]
-    return shape[1:3] if channels_last else shape[2:]
-
-
-def _named_groups(runs: list[list[_Unit]], model: nn.Module) -> list[LayerGroup]:
-    """Each run as a group, named stem, head, or after the modules that it is made of."""
-    groups: dict[str, LayerGroup] = {}
-    for number, run in enumerate(runs):
-        if run is runs[-1]:
-            name = "head"
-        elif number == 0 and all(unit.kernels <= 1 for unit in run):
-            name = "stem"
-        else:
-            name = _run_name(run, model)
-            while name in groups or name == "head":  # a part that is called head or stem but is not
-                name += "_"
-        unit = reduce(_Unit.followed_by, run)
-        groups[name] = LayerGroup(name, unit.params, unit.modules)
-    return list(groups.values())
-
-
-def _run_name(run: list[_Unit], model: nn.Module) -> str:
-    """``layer1``, or ``inception3a..inception3b``: the largest modules that are wholly in this run, first and last."""
-    in_run = {id(p) for unit in run for p in unit.params.values()}
-    names = []
-    for unit in [unit for unit in run if unit.kernels] or run:
-        name = unit.name
-        while "." in name and {id(p) for p in model.get_submodule(name.rpartition(".")[0]).parameters()} <= in_run:
-            name = name.rpartition(".")[0]
-        if name not in names:
-            names.append(name)
-    return names[0] if len(names) == 1 else f"{names[0]}..{names[-1]}"
+def _not_head(name: str) -> str:
+    """A name that ``head*`` does not match, for a part that is called head but is none."""
+    return f"body.{name}" if name.startswith("head") else name

@@ -1,6 +1,7 @@
 """Pretrained networks: ResNet-18 with three kinds of weights, and a new head for any model."""
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
@@ -10,8 +11,9 @@ from torch import nn
 from torchvision.models import ResNet, ResNet18_Weights, resnet18
 
 from layerlr_helpers.guards import seeded
-from layerlr_helpers.layers import layer_groups
+from layerlr_helpers.layers import LayerGroup, groups_seen, layer_groups
 from layerlr_helpers.naming import check_choice
+from layerlr_helpers.tracing import Trace, trace_forward
 
 CHECKPOINT = "resnet18_glyphs.pt"
 CHECKPOINT_SHA256 = "919cb7fd089749749fb8633de919563c55709574fccf1556cd16307a6b2d497c"
@@ -43,32 +45,77 @@ def load_resnet18(weights: str | None = "glyphs", *, num_classes: int | None = N
     return model.eval()
 
 
-def new_head(model: nn.Module, num_classes: int, example_input=None) -> nn.Module:
+def new_head(model: nn.Module, num_classes: int, example_input=None, *, head: str | None = None) -> nn.Module:
     """Put a new, random classifier of ``num_classes`` outputs in place of the model's last one; returns the model.
 
-    It replaces the last ``nn.Linear`` or ``nn.Conv2d`` of the last layer group, found by one forward pass: ``fc`` of a
-    ResNet, ``classifier.6`` of a VGG, ``heads.head`` of a ViT. The new one is on the same device and of the same dtype.
-    ``example_input`` is what to call the model with, as in ``layer_groups``. A ValueError says that there is no such layer.
+    It replaces the ``nn.Linear`` or ``nn.Conv2d`` that runs last in the head, found by one forward pass: ``fc`` of a
+    ResNet, ``classifier.6`` of a VGG, ``heads.head`` of a ViT. The new one is on the same device and of the same dtype, and
+    where the model keeps its number of classes (``num_classes``, ``num_labels``, also of its ``config``), it is set. Where
+    one output is made by several classifiers, as the mean of two, all are replaced. ``example_input`` and ``head`` are as in
+    ``layer_groups``. A ValueError, before which nothing has changed, says that there is no such layer, that there are several
+    outputs to choose from by ``head``, or that the model's output would not become one of ``num_classes``.
 
     >>> new_head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), num_classes=5)[-1]
     Linear(in_features=8, out_features=5, bias=True)
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    head = layer_groups(model, example_input)[-1]
-    classifiers = [(name, module) for prefix, part in head.modules.items()
-                   for name, module in part.named_modules(prefix=prefix) if isinstance(module, nn.Linear | nn.Conv2d)]
-    if not classifiers:
+    trace = trace_forward(model, example_input)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a model without a head gets an error below
+        heads = [group for group in groups_seen(trace, model, head=head) if group.depth == 0]
+    if not heads:
+        raise ValueError(f"{type(model).__name__} has no head of its own to replace; add a classifier by hand, or name the "
+                         "module that is the head: head=…")
+    if len(heads) > 1 and trace.outputs > 1:
+        raise ValueError(f"{type(model).__name__} has several outputs, from {', '.join(group.name for group in heads)}; choose "
+                         "one by its module's name in the model: head=…")
+    replaced = {name: model.get_submodule(name) for name in (_classifier(group, trace) for group in heads)}
+    old_outputs = {_outputs(old) for old in replaced.values()}
+    try:
+        for name, old in replaced.items():
+            model.set_submodule(name, _like(old, num_classes))
+        shape, before = trace_forward(model, example_input).shapes[""], trace.shapes[""]
+        fits = [new == num_classes and old in old_outputs for old, new in zip(before, shape, strict=True)]
+        problem = None if any(fits) else f"the model's output, {list(before)} before, would be {list(shape)}"
+    except Exception as error:  # the layers around a classifier can fail in any way
+        problem = f"the model would fail: {str(error)[:200]}"
+    if problem is not None:
+        for name, old in replaced.items():
+            model.set_submodule(name, old)
+        raise ValueError(f"with {num_classes} outputs in place of {', '.join(replaced)}, {problem}; replace the classifier by "
+                         "hand")
+    _set_number_of_classes(model, old_outputs, num_classes)
+    return model
+
+
+def _classifier(head: LayerGroup, trace: Trace) -> str:
+    """The name of the linear or convolutional layer of a head that runs last."""
+    layers = {name: module for prefix, part in head.modules.items() for name, module in part.named_modules(prefix=prefix)
+              if isinstance(module, nn.Linear | nn.Conv2d) and name in trace.first_calls}
+    if not layers:
         raise ValueError(f"the last layer group {head.name!r} has neither an nn.Linear nor an nn.Conv2d to replace, only "
                          f"{', '.join(head.modules) or 'parameters'}; replace the model's classifier by hand")
-    name, old = classifiers[-1]
+    return max(layers, key=trace.first_calls.get)
+
+
+def _like(old: nn.Linear | nn.Conv2d, outputs: int) -> nn.Module:
     like = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
     if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, num_classes, **like)
-    else:
-        new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding, **like)
-    model.set_submodule(name, new)
-    return model
+        return nn.Linear(old.in_features, outputs, **like)
+    return nn.Conv2d(old.in_channels, outputs, old.kernel_size, old.stride, old.padding, **like)
+
+
+def _outputs(layer: nn.Linear | nn.Conv2d) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def _set_number_of_classes(model: nn.Module, old: set[int], new: int) -> None:
+    """Several libraries' models keep the number in these attributes, and compute their own loss with it."""
+    for owner in [*model.modules(), getattr(model, "config", None)]:
+        for name in ("num_classes", "num_labels"):
+            if getattr(owner, name, None) in old and isinstance(getattr(owner, name), int):
+                setattr(owner, name, new)
 
 
 def checkpoint_path() -> Path:

@@ -6,12 +6,15 @@ from fnmatch import fnmatchcase
 
 
 def matching(pattern: str, names: Sequence[str], *, what: str = "group") -> list[str]:
-    """The names that equal ``pattern`` or match it as a shell pattern; a ValueError that lists the names if none does.
+    """The names that equal ``pattern`` or match it as a shell pattern, else those below it; without any, a ValueError.
 
     >>> matching("layer*", ["stem", "layer1", "layer2", "head"])
     ['layer1', 'layer2']
+    >>> matching("head", ["stem", "head.classes", "head.boxes"])
+    ['head.classes', 'head.boxes']
     """
     matches = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
+    matches = matches or [name for name in names if name.startswith(f"{pattern}.")]
     if not matches:
         close = get_close_matches(pattern, names, n=3, cutoff=0.6)
         hint = f" (did you mean {', '.join(map(repr, close))}?)" if close else ""

@@ -1,156 +1,267 @@
-"""One forward pass, watched: in which order the modules run, what shapes they return, and which parameters are used.
+"""One forward pass, watched: in which order the modules run, and which parameters stand behind what each one is given.
 
-The order of the attributes in a class says nothing about the order of execution, so we look. Afterwards modes, buffers,
-``requires_grad``, gradients, hooks and random numbers are what they were before.
+The order of the attributes in a class says nothing about the order of execution, and the order of execution nothing about
+what is beside what; so we look, and ask autograd's graph. Afterwards the model and all random numbers are what they were.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+import random
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, is_dataclass
 from functools import partial
-from itertools import count, product
+from itertools import count
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from layerlr_helpers.guards import preserved
+from layerlr_helpers.inputs import candidate_inputs, described, mapped
+
+# Functions that put a parameter beside the data, as position embeddings are, rather than multiply the data by it.
+_BESIDE = {"add", "sub", "mul", "div", "cat", "stack", "expand", "expand_as", "repeat", "unsqueeze", "where", "getitem"}
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 
 
 @dataclass
 class Trace:
-    """What a forward pass showed. Modules are known by their name in ``model.named_modules()``, parameters by id."""
+    """What a forward pass showed. Modules are known by their name in ``model.named_modules()``, parameters by id.
+
+    Sets of parameters are whole numbers: parameter number k of the model is in the set if bit k is 1.
+    """
 
     first_calls: dict[str, int] = field(default_factory=dict)  # the moment of each module's first call
     first_uses: dict[int, int] = field(default_factory=dict)  # the moment at which each parameter first entered a computation
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the shape of each module's first output tensor
-    used: set[int] = field(default_factory=set)  # the parameters that the output depends on
-    moments: Iterator[int] = field(default_factory=count)  # of calls and uses, so that the two can be ordered together
+    beside: set[int] = field(default_factory=set)  # the parameters that are added to the data or stand beside it
+    numbers: dict[int, int] = field(default_factory=dict)  # the number of each parameter
+    behind: dict[str | int, int] = field(default_factory=dict)  # the parameters behind what a module or parameter was given
+    behind_last_use: dict[int, int] = field(default_factory=dict)  # the same for the last use of each parameter alone
+    behind_output: int = 0  # the parameters that the model's output depends on
+    outputs: int = 1  # how many tensors the model returns that depend on parameters
+    ends_open: bool = False  # an nn.Identity stands at the end, where a head was taken away
+
+    @property
+    def used(self) -> set[int]:
+        """The parameters that took part in the forward pass."""
+        return self.first_uses.keys() | {key for key, k in self.numbers.items() if self.behind_output >> k & 1}
+
+    def set_of(self, params: Iterable[nn.Parameter]) -> int:
+        """Some parameters as a set."""
+        return sum(1 << number for number in {self.numbers[id(p)] for p in params})
 
 
-class _WatchParameters(TorchFunctionMode):
-    """Notes when each parameter first enters a computation, since some belong to no module that is called."""
+class _Recorder(TorchFunctionMode):
+    """Notes when each parameter first enters a computation, and with what, since some belong to no module that is called."""
 
-    def __init__(self, model: nn.Module, trace: Trace):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.watched, self.trace = {id(p) for p in model.parameters()}, trace
+        self.trace, self.moments = Trace(numbers={id(p): k for k, p in enumerate(model.parameters())}), count()
+        self.given: dict[str | int, list] = {}  # the autograd nodes of the tensors that each module or parameter met
+        self.last_given: dict[int, list] = {}
+        self.identities: dict[int, list] = {}  # the nodes of what an nn.Identity returned, by the id of its output
+        self.made_by_layers: set = set()  # the nodes of what modules with parameters returned
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        uses = self.trace.first_uses
-        new = [id(t) for t in tensors_in((args, kwargs)) if id(t) in self.watched and id(t) not in uses]
-        if new and any(t.requires_grad for t in tensors_in(result)):  # reading a shape or a device is no use
-            for key in new:
-                uses.setdefault(key, next(self.trace.moments))
+        tensors = list(tensors_in((args, kwargs)))
+        met = [t for t in tensors if id(t) in self.trace.numbers]
+        if met and next(tensors_in(result), None) is not None:  # reading a shape or a device is no use
+            for p in met:
+                key = id(p)
+                if key not in self.trace.first_uses:
+                    self.trace.first_uses[key] = next(self.moments)
+                    if func.__name__.strip("_") in _BESIDE:
+                        self.trace.beside.add(key)
+                self.last_given[key] = _nodes(t for t in tensors if t is not p)
+                self.given.setdefault(key, []).extend(self.last_given[key])
         return result
+
+    def before_call(self, name: str, module: nn.Module, args, kwargs) -> None:
+        self.trace.first_calls.setdefault(name, next(self.moments))
+        self.given.setdefault(name, []).extend(_nodes(tensors_in((args, kwargs))))
+
+    def after_call(self, name: str, module: nn.Module, args, output) -> None:
+        tensors = list(tensors_in(output))
+        if tensors:
+            self.trace.shapes.setdefault(name, tuple(tensors[0].shape))
+        if type(module) is nn.Identity:
+            self.identities |= {id(t): (t, t.grad_fn) for t in tensors}
+        elif next(module.parameters(), None) is not None:
+            self.made_by_layers.update(_nodes(tensors))
+
+    def finished(self, output) -> Trace:
+        """The trace, after the pass: autograd's graph is read once, for all."""
+        trace, outputs = self.trace, list(tensors_in(output))
+        behind = _parameters_behind([*_nodes(outputs), *(n for nodes in self.given.values() for n in nodes)], trace.numbers)
+
+        def union(nodes: list) -> int:
+            return _union(behind[node] for node in nodes)
+
+        trace.behind = {key: union(nodes) for key, nodes in self.given.items()}
+        trace.behind_last_use = {key: union(nodes) for key, nodes in self.last_given.items()}
+        trace.behind_output = union(_nodes(outputs)) | trace.set_of(t for t in outputs if id(t) in trace.numbers)
+        trace.outputs = len(_nodes(outputs))
+        trace.ends_open = any(id(t) in self.identities and t.grad_fn not in self.made_by_layers for t in outputs)
+        return trace
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside ``torch.compile`` and (Distributed)DataParallel wrappers."""
-    while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or hasattr(model, "_orig_mod"):
+    """The user's own module inside ``torch.compile``, averages of weights and (Distributed)DataParallel wrappers."""
+    while isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
     return model
 
 
 def trace_forward(model: nn.Module, example_input=None) -> Trace:
-    """Run ``model`` once in eval mode and record a :class:`Trace`.
+    """Run ``model`` once in eval mode, and once in train mode if something was not used, and record a :class:`Trace`.
 
-    ``example_input`` is a tensor, a tuple of arguments or a dictionary of keyword arguments; None guesses one from
-    the first layer, and a ValueError says what was tried if none of the guesses ran.
+    ``example_input`` is a tensor, a tuple of arguments, a dictionary of keyword arguments, or anything else as the only
+    argument. None takes what the model declares, or guesses from the first layer; a ValueError says what was tried.
     """
-    if example_input is not None:
-        return _traced_call(model, example_input)
-    failures = []
-    for guess in _guesses(model):
-        try:
-            return _traced_call(model, guess)
-        except Exception as error:  # a wrong guess may fail in any way
-            failures.append(f"a {str(guess.dtype).removeprefix('torch.')} tensor of shape {list(guess.shape)} "
-                            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]})")
-    tried = "tried " + "; ".join(failures) if failures else "it has no layer whose input shape we know"
-    raise ValueError(f"cannot guess an input for {type(model).__name__}: {tried}. Pass example_input=, a tensor, a tuple "
-                     "of arguments or a dictionary of keyword arguments that the model can be called with.")
-
-
-def _traced_call(model: nn.Module, example_input) -> Trace:
-    trace = Trace()
-
-    def note_call(name, module, args):
-        trace.first_calls.setdefault(name, next(trace.moments))
-
-    def note_shape(name, module, args, output):
-        for tensor in tensors_in(output):
-            trace.shapes.setdefault(name, tuple(tensor.shape))
-
-    # Parts that were compiled run as they are written, since compiling them for one look would take minutes.
-    compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
-    uncompiled = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with _in_eval_mode_with_gradients(model), uncompiled, ExitStack() as hooks:
-        for name, module in model.named_modules():
-            hooks.enter_context(module.register_forward_pre_hook(partial(note_call, name)))
-            hooks.enter_context(module.register_forward_hook(partial(note_shape, name)))
-        with _WatchParameters(model, trace):
-            args = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
-            output = model(**example_input) if isinstance(example_input, Mapping) else model(*args)
-        trace.used = _parameters_behind(output) | trace.first_uses.keys()
+    given = example_input is not None
+    trace = _traced_call(model, example_input) if given else _first_that_runs(model)
+    used = trace.used
+    if all(id(p) in used for p in model.parameters() if p.requires_grad):
+        return trace
+    # Auxiliary classifiers, masks for training: some parts run in train mode only, and not on every input.
+    for candidate in [example_input] if given else candidate_inputs(model):
+        with suppress(Exception):  # a model that needs labels or more examples in train mode
+            return _both(trace, _traced_call(model, candidate, training=True))
     return trace
 
 
+def _first_that_runs(model: nn.Module) -> Trace:
+    failures = []
+    for candidate in candidate_inputs(model):
+        try:
+            return _traced_call(model, candidate)
+        except Exception as error:  # a wrong guess may fail in any way
+            failures.append(f"{described(candidate)} ({type(error).__name__}: "
+                            f"{str(error).strip().partition(chr(10))[0][:120]})")
+    tried = "tried " + "; ".join(failures) if failures else "it has no layer whose input shape we know"
+    raise ValueError("pass example_input=, a tensor, a tuple of arguments or a dictionary of keyword arguments that the model "
+                     f"can be called with. We cannot guess an input for {type(model).__name__}: {tried}; without a guess that "
+                     "runs, example_input= is needed.")
+
+
+def _traced_call(model: nn.Module, example_input, *, training: bool = False) -> Trace:
+    # Parts that were compiled run as they are written, since compiling them for one look would take minutes.
+    compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+    uncompiled = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    recorder = _Recorder(model)
+    with _undone(model), uncompiled, ExitStack() as hooks:
+        model.train(training)
+        for module in model.modules():
+            if isinstance(module, _NormBase):  # in train mode it refuses a single example
+                module.eval()
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(partial(recorder.before_call, name), with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(partial(recorder.after_call, name)))
+        with recorder:
+            example_input = mapped(example_input, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+            args = example_input if isinstance(example_input, tuple) else (example_input,)
+            output = model(**example_input) if isinstance(example_input, Mapping) else model(*args)
+        return recorder.finished(output)
+
+
 @contextmanager
-def _in_eval_mode_with_gradients(model: nn.Module) -> Iterator[None]:
-    """Eval mode and a gradient for every parameter, so that autograd sees them all; everything is put back at the end."""
+def _undone(model: nn.Module) -> Iterator[None]:
+    """A gradient for every parameter, so that autograd sees them all; in the end everything is as it was."""
     requires_grad_before = {p: p.requires_grad for p in model.parameters() if p.is_floating_point() or p.is_complex()}
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.enable_grad(), preserved(model):
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with (torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad(), preserved(model),
+          _attributes_put_back(model), patch.object(CheckpointFunction, "apply", lambda run, _, *args: run(*args))):
+        # What a reentrant checkpoint computes is in no graph until the backward pass, so it is computed openly here.
         try:
-            model.eval()
             for p in requires_grad_before:
                 p.requires_grad_(True)
             yield
         finally:
             for p, requires_grad in requires_grad_before.items():
                 p.requires_grad_(requires_grad)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def _guesses(model: nn.Module) -> Iterator[Tensor]:
-    """Inputs that the first layer of each kind would take, in the order in which the kinds occur in the model."""
-    first_layers: dict[type, nn.Module] = {}
-    for layer, kind in product(model.modules(), (nn.Embedding, nn.Conv2d, nn.Conv1d, nn.RNNBase, nn.Linear)):
-        if isinstance(layer, kind):
-            first_layers.setdefault(kind, layer)
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    for kind, layer in first_layers.items():
-        if kind is nn.Embedding:
-            yield torch.zeros(1, 8, dtype=torch.long, device=like.device)
-        elif kind is nn.Conv2d:
-            # Attributes may be in any order; an image has fewer channels than the features that are computed from it.
-            fewest = min(conv.in_channels for conv in model.modules() if isinstance(conv, nn.Conv2d))
-            for channels, size in product(dict.fromkeys((layer.in_channels, fewest)), (224, 64, 32, 299)):  # commonest first
-                yield like.new_zeros(1, channels, size, size)
-        elif kind is nn.Conv1d:
-            yield like.new_zeros(1, layer.in_channels, 1024)
-        elif kind is nn.RNNBase:
-            yield like.new_zeros(1, 8, layer.input_size)
-        else:
-            yield like.new_zeros(1, layer.in_features)
-            yield like.new_zeros(1, 8, layer.in_features)
+@contextmanager
+def _attributes_put_back(model: nn.Module) -> Iterator[None]:
+    """Put back what modules keep from a forward pass in attributes: tensors with a history cannot be copied or scripted."""
+    kept = [(module, dict(vars(module)), [(value, value.copy()) for value in vars(module).values()
+                                          if type(value) in (dict, OrderedDict, list, set)]) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, contents in kept:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for value, content in contents:
+                value.clear()
+                (value.extend if type(value) is list else value.update)(content)
+
+
+def _both(eval_mode: Trace, train_mode: Trace) -> Trace:
+    """What either of two passes showed; in the order of training, unless that left something out."""
+    complete = eval_mode.first_calls.keys() <= train_mode.first_calls.keys()
+    base, other = (train_mode, eval_mode) if complete else (eval_mode, train_mode)
+    end = 1 + max([*base.first_calls.values(), *base.first_uses.values()], default=0)
+    for name in ("first_calls", "first_uses"):
+        later = {key: end + moment for key, moment in getattr(other, name).items()}
+        setattr(base, name, later | getattr(base, name))
+    base.shapes = other.shapes | base.shapes
+    base.beside |= other.beside
+    for name in ("behind", "behind_last_use"):
+        mine, others = getattr(base, name), getattr(other, name)
+        setattr(base, name, {key: mine.get(key, 0) | others.get(key, 0) for key in mine | others})
+    base.behind_output |= other.behind_output
+    base.ends_open = eval_mode.ends_open
+    return base
 
 
 def tensors_in(output) -> Iterator[Tensor]:
-    """The tensors in what a module returned: in tuples, lists and dictionaries of any depth."""
+    """The tensors in what a module returned: in tuples, lists, dictionaries and dataclasses of any depth."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, (Mapping, tuple, list)):
         for part in output.values() if isinstance(output, Mapping) else output:
             yield from tensors_in(part)
+    elif is_dataclass(output) and not isinstance(output, type):
+        yield from tensors_in(vars(output))
 
 
-def _parameters_behind(output) -> set[int]:
-    """The ids of the tensors from which autograd's graph of ``output`` starts."""
-    nodes = {tensor.grad_fn for tensor in tensors_in(output)} - {None}
-    to_visit = list(nodes)
-    while to_visit:
-        new = {parent for parent, _ in to_visit.pop().next_functions} - nodes - {None}
-        nodes |= new
-        to_visit += new
-    return {id(node.variable) for node in nodes if hasattr(node, "variable")}
+def _nodes(tensors: Iterable[Tensor]) -> list:
+    """The nodes of autograd's graph from which some tensors come."""
+    return [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+
+
+def _union(sets: Iterable[int]) -> int:
+    result = 0
+    for one in sets:
+        result |= one
+    return result
+
+
+def _parameters_behind(nodes: list, numbers: dict[int, int]) -> dict[object, int]:
+    """For each node of autograd's graph that leads to ``nodes``: the set of parameters that it depends on."""
+    behind: dict[object, int] = {}
+    stack = list(dict.fromkeys(nodes))
+    while stack:
+        node = stack[-1]
+        if node in behind:
+            stack.pop()
+            continue
+        parents = [parent for parent, _ in node.next_functions if parent is not None]
+        if missing := [parent for parent in parents if parent not in behind]:
+            stack.extend(missing)
+            continue
+        own = numbers.get(id(node.variable)) if hasattr(node, "variable") else None
+        behind[node] = _union(behind[parent] for parent in parents) | (0 if own is None else 1 << own)
+        stack.pop()
+    return behind

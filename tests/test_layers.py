@@ -106,14 +106,14 @@ QUICK = {  # a small one of most families
     "resnet18", "shufflenet_v2_x1_0", "squeezenet1_0", "swin_t", "vgg11", "vit_b_32",
 }
 NO_INIT = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}  # theirs takes a minute
+HEADS = {"googlenet": ["head.fc", "head.aux1", "head.aux2"], "inception_v3": ["head.fc", "head.AuxLogits"]}
 CONVOLUTIONAL = {  # the stages of one of each family
-    "alexnet": 6, "convnext_tiny": 9, "densenet121": 9, "efficientnet_b0": 7, "googlenet": 7, "inception_v3": 6, "maxvit_t": 7,
-    "mnasnet0_5": 6, "mobilenet_v2": 7, "regnet_y_400mf": 6, "resnext50_32x4d": 6, "shufflenet_v2_x1_0": 5,
-    "squeezenet1_0": 5, "swin_t": 9, "vgg11": 8, "wide_resnet50_2": 6,
+    "alexnet": 6, "convnext_tiny": 6, "densenet121": 6, "efficientnet_b0": 7, "googlenet": 7, "inception_v3": 6, "maxvit_t": 7,
+    "mnasnet0_5": 6, "mobilenet_v2": 7, "regnet_y_400mf": 6, "resnext50_32x4d": 6, "shufflenet_v2_x1_0": 6,
+    "squeezenet1_0": 5, "swin_t": 6, "vgg11": 8, "wide_resnet50_2": 6,
 }
 
 
-@pytest.mark.filterwarnings("ignore:the forward pass did not use (aux|Aux)")  # Inception's, of which a test below speaks
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
                                   for name in models.list_models(module=models)])
 def test_all_architectures_fall_into_whole_groups_with_the_classifier_last(name, monkeypatch):
@@ -127,11 +127,14 @@ def test_all_architectures_fall_into_whole_groups_with_the_classifier_last(name,
         groups = layer_groups(model, granularity=granularity)
         assert_partition(model, groups)
         counts[granularity] = len(groups)
-        assert next(reversed(groups[-1].params.values())).shape[0] == 1000  # the scores of ImageNet's classes
+        last = next(group for group in reversed(groups) if "aux" not in group.name.lower())
+        assert next(reversed(last.params.values())).shape[0] == 1000  # the scores of ImageNet's classes
+        assert last.depth == 0
         if granularity in ("stage", "block"):
             assert groups[0].name == "stem"
-            assert groups[-1].name == "head"
-            assert len(groups[-1].params) <= 2  # a weight and a bias
+            heads = [group for group in groups if group.depth == 0]
+            assert {group.name for group in heads} == set(HEADS.get(name, ["head"]))
+            assert len(groups[-1].params) <= 4  # a weight and a bias, and those of the norm before it
     assert counts["stage"] <= counts["block"] < counts["tensor"] == len(list(model.parameters()))
     assert counts["stage"] == CONVOLUTIONAL.get(name, counts["stage"])
 
@@ -146,14 +149,13 @@ def test_a_transformer_has_one_stage_for_each_encoder_layer_after_its_patch_embe
     assert_partition(model, groups)
 
 
-def test_the_unused_classifiers_of_a_googlenet_are_groups_before_the_head_that_say_so():
+def test_the_auxiliary_classifiers_of_a_googlenet_are_heads_though_only_training_uses_them():
     with torch.device("meta"):
         model = models.googlenet(weights=None, init_weights=False)
-    for granularity in ("stage", "child"):
-        with pytest.warns(UserWarning, match="did not use aux1, aux2"):
-            groups = names(model, granularity=granularity)
-        assert groups[-3:-1] == ["aux1 (unused)", "aux2 (unused)"]
-        assert groups[-1] in ("head", "fc")
+    depths = {group.name: group.depth for group in layer_groups(model)}
+    assert {name for name, depth in depths.items() if depth == 0} == {"head.fc", "head.aux1", "head.aux2"}
+    assert depths["inception5a..inception5b"] == 1
+    assert [group.name for group in layer_groups(model, granularity="child") if group.depth == 0] == ["aux1", "aux2", "fc"]
 
 
 # --- random models ----------------------------------------------------------------------------------------------------
@@ -331,7 +333,7 @@ def test_an_unused_part_that_is_called_head_does_not_take_the_heads_name():
 
 def test_a_part_that_is_called_head_but_does_not_come_last_gets_another_name():
     model = Net(lambda m, x: m.fc(m.head(m.body(x))), body=nn.Linear(3, 3), head=nn.Linear(3, 3), fc=nn.Linear(3, 2))
-    assert names(model, torch.zeros(1, 3)) == ["stem", "head_", "head"]
+    assert names(model, torch.zeros(1, 3)) == ["stem", "body.head", "head"]
 
 
 def test_two_branches_come_in_the_order_in_which_they_run():
@@ -429,6 +431,7 @@ def test_a_language_model_has_its_embeddings_first_then_each_encoder_layer_then_
     groups = layer_groups(model, BERT_INPUT)
     layers = [f"encoder.layer.{i}" for i in range(3)]
     assert [group.name for group in groups] == ["stem", *layers, "pooler", "head"]
+    assert [group.depth for group in groups] == [4, 3, 2, 1, 1, 0]  # the pooler is no level of its own
     assert set(groups[0].params) == {"embeddings.word.weight", "embeddings.position.weight", "embeddings.norm.weight",
                                      "embeddings.norm.bias"}
     assert set(groups[-1].params) == {"classifier.weight", "classifier.bias"}

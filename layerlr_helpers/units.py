@@ -1,0 +1,210 @@
+"""The smallest parts that layer groups are made of: a module with all below it, or a parameter that a container holds.
+
+A model is a tree of modules. Walking down it we open what only holds other parts (lists, stages, whole backbones), and keep
+whole what is one step of the computation: a layer, a residual block, an encoder layer.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from torch import nn
+
+from layerlr_helpers.tracing import Trace
+
+MOST = 0.75  # the share of its kernels that a stage has in its blocks
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(eq=False)
+class Unit:
+    """One part of the model and its place in the flow of the data; sets of parameters are as in :class:`Trace`."""
+
+    name: str
+    params: dict[str, nn.Parameter]
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    first_run: int = 0  # its moment in the forward pass
+    shape: tuple[int, ...] = ()  # of the output, if that is a tensor
+    kernels: int = 0  # 0 for a norm, a scale, an embedding of positions, 1 for one layer, more for a block
+    members: int = 0  # its parameters, as a set
+    behind: int = 0  # the parameters behind what it is given, as a set
+    kind: type | None = None  # the class of its module
+    region: str = ""  # the list, or the module with several blocks of one class, that it is in
+    runs: bool = True  # whether the forward pass used it
+    parts: tuple["Unit", ...] = ()  # the units that it was joined from; see ``atoms``
+
+    @property
+    def atoms(self) -> tuple["Unit", ...]:
+        """The units as they were cut, of which this one is made."""
+        return self.parts or (self,)
+
+    def renamed(self, name: str) -> "Unit":
+        """The same unit under another name."""
+        return replace(self, name=name, parts=self.atoms)
+
+    @property
+    def fed(self) -> bool:
+        """Whether other parameters stand before it; if not, it is where data enter the model, or parameters alone."""
+        return bool(self.behind & ~self.members)
+
+    def feeds(self, other: "Unit") -> bool:
+        """Whether the data flow from this unit to the other one."""
+        return bool(self.members & other.behind) and self.first_run < other.first_run
+
+    def joined_with(self, other: "Unit") -> "Unit":
+        """Both as one unit, which goes by the name, the place and the kind of this one."""
+        return Unit(self.name, self.params | other.params, self.modules | other.modules, self.first_run, self.shape,
+                    self.kernels, self.members | other.members, self.behind | other.behind, self.kind, self.region, self.runs,
+                    (*self.atoms, *other.atoms))
+
+
+def cut_into_units(model: nn.Module, trace: Trace, granularity: str, whole: Iterable[str] = ()) -> list[Unit]:
+    """All units, used or not, in the order of the module tree. ``whole`` names modules to keep whole."""
+    claimed: set[int] = set()
+    units: list[Unit] = []
+    whole = set(whole)
+    tree = _Tree(model)
+
+    def claim(named_parameters) -> dict[str, nn.Parameter]:
+        """The parameters that no earlier unit has: by identity, since two fresh layers may be equal in value."""
+        unclaimed = {name: p for name, p in named_parameters if id(p) not in claimed}
+        claimed.update(map(id, unclaimed.values()))
+        return unclaimed
+
+    def behind(keys: Iterable) -> int:
+        result = 0
+        for key in keys:
+            result |= trace.behind.get(key, 0)
+        return result
+
+    def walk(name: str, module: nn.Module, parent: nn.Module | None, parent_run: int, region: str | None) -> None:
+        within = name.rpartition(".")[0] if region is None else region
+        called = [inner for inner, _ in module.named_modules(prefix=name) if inner in trace.first_calls]
+        uses = [trace.first_uses[id(p)] for p in module.parameters() if id(p) in trace.first_uses]
+        # A list of modules is not called itself: it runs when anything in it first runs.
+        moments = [trace.first_calls[inner] for inner in called] + uses
+        first_run = trace.first_calls.get(name, min(moments, default=parent_run))
+        children = [(child_name, child) for child_name, child in module.named_children()
+                    if [*child.parameters(), *child.buffers()]]
+        above_whole = any(other.startswith(f"{name}.") or not name for other in whole if other)
+        opened = name not in whole and (above_whole or _is_opened(name, module, parent, tree, granularity, trace))
+        if not children or not opened:
+            params = claim(module.named_parameters(name))
+            last = name if name in trace.shapes else max(called, key=trace.first_calls.get, default=name)
+            units.append(Unit(name or "root", params, {name: module}, first_run, trace.shapes.get(last, ()),
+                              tree.kernels[module], trace.set_of(params.values()),
+                              behind([*called, *map(id, params.values())]), type(module), within,
+                              bool(called) or any(id(p) in trace.first_uses for p in params.values())))
+            return
+        for param_name, p in claim(module.named_parameters(name, recurse=False)).items():
+            used = id(p) in trace.first_uses or not trace.first_uses  # some passes show no use at all
+            units.append(Unit(param_name, {param_name: p}, {}, trace.first_uses.get(id(p), first_run), (),
+                              int(p.ndim > 1 and id(p) not in trace.beside), trace.set_of([p]), behind([id(p)]), None,
+                              within, used))
+        if region is None and ((isinstance(module, CONTAINERS) and name) or tree.has_alike(module)):
+            region = name
+        for child_name, child in children:
+            walk(f"{name}.{child_name}" if name else child_name, child, module, first_run, region)
+
+    walk("", model, None, 0, None)
+    return units
+
+
+def fold_norms(units: Iterable[Unit]) -> list[Unit]:
+    """Units in order of execution, each norm or scale joined to what ran before it and feeds it (without that: to the next).
+
+    Parts without parameters, such as a norm that has only statistics, are folded in the same way.
+    """
+    folded: list[Unit] = []
+    for unit in sorted(units, key=lambda unit: unit.first_run):
+        if unit.kernels == 0 and (unit.fed or not unit.params):
+            before = [i for i, other in enumerate(folded) if other.feeds(unit)] or [len(folded) - 1] * bool(folded)
+            if before:
+                folded[before[-1]] = folded[before[-1]].joined_with(unit)
+                continue
+        if folded and not folded[-1].params:
+            unit = unit.joined_with(folded.pop())
+        folded.append(unit)
+    return [unit for unit in folded if unit.params]
+
+
+def fold_parameterless(units: Iterable[Unit]) -> list[Unit]:
+    """Units in order of execution; those without parameters are joined to what ran before them (else after them)."""
+    folded: list[Unit] = []
+    for unit in sorted(units, key=lambda unit: unit.first_run):
+        if folded and not unit.params:
+            folded[-1] = folded[-1].joined_with(unit)
+        else:
+            folded.append(unit.joined_with(folded.pop()) if folded and not folded[-1].params else unit)
+    return [unit for unit in folded if unit.params]
+
+
+class _Tree:
+    """What is asked of many modules of a model, counted once: how many kernels and matrices are in them, what repeats."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.kernels = {module: sum(p.ndim > 1 for p in module.parameters()) for module in model.modules()}
+        self.often = Counter(map(type, model.modules()))
+
+    def has_alike(self, module: nn.Module) -> bool:
+        """Whether some children of a module are blocks of one class."""
+        blocks = [type(child) for child in module.children() if self.kernels[child] > 1 and type(child) not in CONTAINERS]
+        return len(set(blocks)) < len(blocks)
+
+    def repeated(self, module: nn.Module, *, numbered: bool) -> Iterator[tuple[str, nn.Module]]:
+        """The outermost blocks in a module that a list in it repeats, or (``numbered``) that its attributes repeat: b1, b2.
+
+        The only block of a list counts, too, if it is most of the module and there are more of its class elsewhere.
+        """
+        found: list[str] = []
+        for prefix, holder in module.named_modules():
+            listed = isinstance(holder, CONTAINERS)
+            if not (listed or (numbered and holder is module)) or any(f"{prefix}.".startswith(f"{name}.") for name in found):
+                continue
+            blocks = {name: child for name, child in holder.named_children()
+                      if self.kernels[child] > 1 and type(child) not in CONTAINERS and (listed or _is_numbered(name))}
+            often = Counter(map(type, blocks.values()))
+            for name, child in blocks.items():
+                alone = len(blocks) == 1 and self.often[type(child)] > 1 and self.kernels[child] >= MOST * self.kernels[module]
+                if often[type(child)] > 1 or alone:
+                    found.append(f"{prefix}.{name}" if prefix else name)
+                    yield found[-1], child
+
+
+def _is_numbered(name: str) -> bool:
+    """``b1``, ``tree2``, ``res2a``: names that count."""
+    return name[-1:].isdigit() or (name[-2:-1].isdigit() and name[-1:].isalpha())
+
+
+def _is_opened(name: str, module: nn.Module, parent: nn.Module | None, tree: _Tree, granularity: str, trace: Trace) -> bool:
+    """Whether to look into a module, as into a stage, rather than keep it whole, as a block."""
+    if granularity == "child":
+        return module is tree.model
+    if granularity == "tensor" or module is tree.model:
+        return True
+    kernels = tree.kernels[module]
+    if type(module) in CONTAINERS:
+        return kernels > 1  # a convolution with its norm is one layer
+    if isinstance(module, CONTAINERS) and not any(tree.kernels[child] > 1 for child in module.children()):
+        return False
+    if isinstance(parent, CONTAINERS) and tree.often[type(module)] > 1:  # a block, or a stage: little more than a row of blocks
+        blocks = list(tree.repeated(module, numbered=isinstance(module, CONTAINERS)))
+        return sum(tree.kernels[block] for _, block in blocks) >= MOST * kernels and _in_a_row(name, blocks, trace)
+    if isinstance(module, CONTAINERS) or next(tree.repeated(module, numbered=True), None) is not None:
+        return True
+    # The backbone of a larger model: the only one of its class, and too large for a block.
+    return tree.often[type(module)] == 1 and kernels > 4 and any(type(part) in CONTAINERS for part in module.modules())
+
+
+def _in_a_row(prefix: str, blocks: list[tuple[str, nn.Module]], trace: Trace) -> bool:
+    """Whether blocks run one after the other, each on what the one before it gave: a stage does, a mixture of experts not."""
+    blocks = [(f"{prefix}.{name}", block) for name, block in blocks]
+    if not trace.behind_output:  # a forward pass without gradients shows no flow
+        return True
+    if not all(name in trace.first_calls for name, _ in blocks):
+        return False
+    blocks.sort(key=lambda item: trace.first_calls[item[0]])
+    return all(trace.set_of(block.parameters()) & trace.behind[name]
+               for (_, block), (name, _) in pairwise(blocks))
