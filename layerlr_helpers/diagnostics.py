@@ -7,7 +7,7 @@ import pandas as pd
 from torch import Tensor
 
 from layerlr_helpers.layers import LayerGroup
-from layerlr_helpers.param_groups import Rates
+from layerlr_helpers.param_groups import Rates, depth_by_name
 
 
 def snapshot(groups: Sequence[LayerGroup]) -> dict[str, Tensor]:
@@ -18,14 +18,15 @@ def snapshot(groups: Sequence[LayerGroup]) -> dict[str, Tensor]:
 def layer_statistics(groups: Sequence[LayerGroup], before: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
     """One row a group: depth, parameters, ``weight_norm``, ``grad_norm``, ``relative_gradient``, ``moved``.
 
+    ``depth`` counts the layers to the output, 0 for a head.
     ``relative_gradient`` is the gradient's norm over the weights' (Auto-RGN, Lee et al., 2023), not a number where there is
     no gradient. ``moved`` is the distance from ``before`` (a :func:`snapshot`) over the norm of ``before``; it is
     there only if ``before`` was given. All norms are Euclidean over all tensors of the group.
     """
-    rows = []
-    for depth, group in enumerate(groups):
+    rows, depths = [], depth_by_name(groups)
+    for group in groups:
         params = list(group.params.values())
-        row = {"group": group.name, "depth": depth, "parameters": group.size, "weight_norm": _norm(params),
+        row = {"group": group.name, "depth": depths[group.name], "parameters": group.size, "weight_norm": _norm(params),
                "grad_norm": _gradient_norm(params), "relative_gradient": relative_gradient_norm(params)}
         if before is not None:
             distance = _norm(p.detach() - before[name] for name, p in group.params.items())

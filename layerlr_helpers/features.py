@@ -1,6 +1,6 @@
 """What layers pass on: features of a frozen backbone, to train a head on, and features of every layer, to look at."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from layerlr_helpers.guards import preserved
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.naming import listed
+from layerlr_helpers.param_groups import depth_by_name
 from layerlr_helpers.tracing import tensors_in, unwrap
 from layerlr_helpers.training import call_model, logits_of
 
@@ -19,19 +20,33 @@ _SAMPLE = 16  # examples that are looked at twice, to see whether anything is ra
 
 
 def head_module(groups: Sequence[LayerGroup]) -> nn.Module:
-    """The only module of the last group, the model's own and no copy: what is trained on cached features.
+    """The only module of the only head, the model's own and no copy: what is trained on cached features.
 
-    A last group of several modules, or one that is only a part of its module, is a ValueError.
+    No head or several of them, a head of several modules, and one that is only a part of its module are a ValueError.
     """
-    last = groups[-1]
-    if len(last.modules) != 1:
-        raise ValueError(f"the last group {last.name!r} has {len(last.modules)} modules ({listed(last.modules) or 'none'}), "
-                         "and features can be cached only before a head that is a single module")
-    module = next(iter(last.modules.values()))
-    if {id(p) for p in module.parameters()} != {id(p) for p in last.params.values()}:
-        raise ValueError(f"the last group {last.name!r} is only a part of its module {next(iter(last.modules))!r}; make the "
-                         "groups with granularity='stage'")
-    return module
+    return next(iter(_only_head(groups).modules.values()))
+
+
+def _only_head(groups: Sequence[LayerGroup]) -> LayerGroup:
+    depths = depth_by_name(groups)
+    heads = [group for group in groups if depths[group.name] == 0]
+    for head in heads:
+        own = _ids(head.params.values())
+        if parts := [name for name, module in head.modules.items() if not _ids(module.parameters()) <= own]:
+            raise ValueError(f"the head {head.name!r} is only a part of its module {parts[0]!r}; make the groups with "
+                             "granularity='stage'")
+    if len(heads) != 1:
+        raise ValueError(f"the model has {len(heads)} heads ({listed(head.name for head in heads) or 'none'}), and features "
+                         f"can be cached only before a single one; the groups are {listed(depths)}")
+    beside = own - _ids(p for module in head.modules.values() for p in module.parameters())
+    if len(head.modules) != 1 or beside:
+        raise ValueError(f"the head {head.name!r} has {len(head.modules)} modules ({listed(head.modules) or 'none'}) and "
+                         f"{len(beside)} parameters besides, and features can be cached only before a head of one module")
+    return head
+
+
+def _ids(params: Iterable[nn.Parameter]) -> set[int]:
+    return {id(p) for p in params}
 
 
 @torch.no_grad()
@@ -58,7 +73,7 @@ def cache_features(model: nn.Module, data: Dataset, groups: Sequence[LayerGroup]
     """
     groups = layer_groups(model) if groups is None else groups
     head = head_module(groups)
-    _check_frozen(unwrap(model), head, groups[-1])
+    _check_frozen(unwrap(model), head, _only_head(groups).name)
     with torch.random.fork_rng(devices=[]):
         for i in range(min(_SAMPLE, len(data))):
             if _is_random(lambda i=i: data[i][0]):
@@ -84,18 +99,19 @@ def cached_head(model: nn.Module, groups: Sequence[LayerGroup], data: Dataset,
 
     With the same optimizer and the same ``unfreezing``, training this head on them is then training the whole model.
     """
-    if (unfreezing is None or unfreezing.batch_norm != "freeze" or set(unfreezing.plan.first_steps) != {groups[-1].name}
-            or hasattr(unfreezing, "report")):  # one that waits for reports will unfreeze more
-        return None
-    unfreezing.apply(0)
+    if unfreezing is None or unfreezing.batch_norm != "freeze" or hasattr(unfreezing, "report"):
+        return None  # one that waits for reports will unfreeze more
     try:
+        if set(unfreezing.plan.first_steps) != {_only_head(groups).name}:
+            return None
+        unfreezing.apply(0)
         inputs, _ = default_collate([data[i] for i in range(min(_SAMPLE, len(data)))])
         with torch.no_grad(), preserved(model):
             model.train()
             if _is_random(lambda: logits_of(call_model(model, inputs))):
                 return None
         return head_module(groups), cache_features(model, data, groups)
-    except ValueError:  # the head is no single module, or something runs after it, or the data are random
+    except ValueError:  # there is no single head of a single module, or something runs after it, or the data are random
         return None
 
 
@@ -105,9 +121,9 @@ def _is_random(compute: Callable[[], object]) -> bool:
     return not all(map(torch.equal, tensors_in(first), tensors_in(second)))
 
 
-def _check_frozen(model: nn.Module, head: nn.Module, group: LayerGroup) -> None:
+def _check_frozen(model: nn.Module, head: nn.Module, head_name: str) -> None:
     head_modules = {id(module) for module in head.modules()}
-    head_params = {id(p) for p in group.params.values()}
+    head_params = _ids(head.parameters())
     backbone = [(f"{prefix}.{name}" if prefix else name, p) for prefix, module in model.named_modules(remove_duplicate=False)
                 if id(module) not in head_modules for name, p in module.named_parameters(recurse=False)]
     if shared := [name for name, p in backbone if id(p) in head_params]:
@@ -115,7 +131,7 @@ def _check_frozen(model: nn.Module, head: nn.Module, group: LayerGroup) -> None:
     if trainable := list(dict.fromkeys(name for name, p in backbone if p.requires_grad)):
         raise ValueError(f"{len(trainable)} parameters of the backbone are still trainable, so its features would not stay "
                          f"as they are: {listed(trainable, 6)}; freeze them first, e.g. with "
-                         f"ProgressiveUnfreezing(groups, UnfreezePlan({{{group.name!r}: 0}})).apply(0)")
+                         f"ProgressiveUnfreezing(groups, UnfreezePlan({{{head_name!r}: 0}})).apply(0)")
 
 
 def _only_input(calls: list[tuple], output) -> Tensor:

@@ -1,6 +1,7 @@
 """Ways to fine-tune that the studies compare: plans of unfreezing, orders of rates, and two optimizers with a twist."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -8,7 +9,7 @@ from torch.optim import Optimizer
 
 from layerlr_helpers.diagnostics import relative_gradient_norm
 from layerlr_helpers.layers import LayerGroup
-from layerlr_helpers.param_groups import Rates, layer_decay
+from layerlr_helpers.param_groups import Rates, depth_by_name, layer_decay
 from layerlr_helpers.unfreezing import UnfreezePlan
 
 fused_adamw = partial(torch.optim.AdamW, fused=True)  # on a CPU its step takes a third of the default's time
@@ -17,18 +18,18 @@ Plan = Callable[[Sequence[LayerGroup], int], UnfreezePlan]  # from the groups an
 
 
 def head_only(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
-    """The head trains, nothing else ever does."""
-    return UnfreezePlan({groups[-1].name: 0})
+    """The heads train, nothing else ever does; in a model without a head, it is what is nearest to the output."""
+    return UnfreezePlan(dict.fromkeys(_heads(groups), 0))
 
 
 def gradual(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
-    """One group more at a time, from the head down (Howard and Ruder, 2018); all train in the last 3 of n + 2 equal parts."""
-    return UnfreezePlan.top_down(groups, every=steps // (len(groups) + 2))
+    """One depth more at a time, from the head down (Howard and Ruder, 2018); all train in the last 3 of n + 2 equal parts."""
+    return UnfreezePlan.top_down(groups, every=steps // (len(set(depth_by_name(groups).values())) + 2))
 
 
 def head_then_all(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
-    """The head alone for half of the run, then everything (LP-FT, Kumar et al., 2022)."""
-    return UnfreezePlan({"*": steps // 2, groups[-1].name: 0})
+    """The heads alone for half of the run, then everything (LP-FT, Kumar et al., 2022)."""
+    return UnfreezePlan({"*": steps // 2, **dict.fromkeys(_heads(groups), 0)})
 
 
 def only(*names: str) -> Plan:
@@ -43,22 +44,27 @@ def all_but_first(number: int) -> Plan:
 
 def reversed_decay(stem_lr: float, decay: float) -> Rates:
     """``layer_decay`` upside down: the stem has the highest rate."""
-    return lambda groups: dict(reversed(layer_decay(stem_lr, decay)(groups[::-1]).items()))
+    def rates(groups: Sequence[LayerGroup]) -> dict[str, float]:
+        depths = depth_by_name(groups)
+        deepest = max(depths.values())
+        return layer_decay(stem_lr, decay)([replace(group, depth=deepest - depths[group.name]) for group in groups])
+
+    return rates
 
 
 def l2_sp(strength: float) -> Callable[[list[dict]], Optimizer]:
-    """AdamW that pulls every group but the last towards where it started (L2-SP, Li et al., 2018).
+    """AdamW that pulls every group but the heads towards where it started (L2-SP, Li et al., 2018).
 
     After each step a weight is moved by ``lr · strength`` of the way back to its start: the penalty's gradient step, kept
     apart from the loss's as AdamW keeps weight decay apart.
     """
     def make(groups: list[dict]) -> Optimizer:
         optimizer = fused_adamw(groups)
-        starts = {p: p.detach().clone() for group in optimizer.param_groups[:-1] for p in group["params"]}
+        starts = {p: p.detach().clone() for group in _below_the_heads(optimizer) for p in group["params"]}
 
         @torch.no_grad()
         def pull(optimizer, *_):
-            for group in optimizer.param_groups[:-1]:
+            for group in _below_the_heads(optimizer):
                 for p in group["params"]:
                     if p.grad is not None:
                         p.lerp_(starts[p], min(1.0, group["lr"] * strength))
@@ -91,3 +97,14 @@ def auto_rgn(groups: list[dict]) -> Optimizer:
     optimizer.register_step_pre_hook(scale_rates)
     optimizer.register_step_post_hook(restore_rates)
     return optimizer
+
+
+def _heads(groups: Sequence[LayerGroup]) -> list[str]:
+    depths = depth_by_name(groups)
+    return [name for name, depth in depths.items() if depth == min(depths.values())]
+
+
+def _below_the_heads(optimizer: Optimizer) -> list[dict]:
+    """The parameter groups that have a depth above 0; of groups that know no depth, all but the last."""
+    last = len(optimizer.param_groups) - 1
+    return [group for i, group in enumerate(optimizer.param_groups) if group.get("depth", last - i) > 0]

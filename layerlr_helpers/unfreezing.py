@@ -5,15 +5,19 @@ uninterrupted one does. All groups stay in the optimizer from the start.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase  # the common base of all kinds, SyncBatchNorm and InstanceNorm too
+from torch.nn.modules.batchnorm import _NormBase
 
-from layerlr_helpers.layers import LayerGroup
+from layerlr_helpers.holding import hold_still, layers_with_state
+from layerlr_helpers.layers import FROZEN_BY_PLAN, LayerGroup
 from layerlr_helpers.naming import assigned, check_choice, listed, matching
+from layerlr_helpers.param_groups import depth_by_name
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,14 @@ class UnfreezePlan:
 
     @classmethod
     def top_down(cls, groups: Sequence[LayerGroup], every: int, first: int = 0) -> "UnfreezePlan":
-        """The head at step ``first``, then one group more each ``every`` steps (ULMFiT, Howard and Ruder, 2018)."""
-        return cls({group.name: first + i * every for i, group in enumerate(reversed(groups))})
+        """The head at step ``first``, then one depth more each ``every`` steps (ULMFiT, Howard and Ruder, 2018).
+
+        Groups of one depth unfreeze together: two heads, or the same layer of two towers. A model without a head of its
+        own begins with what is nearest to its output.
+        """
+        depths = depth_by_name(groups)
+        order = sorted(set(depths.values()))
+        return cls({name: first + order.index(depth) * every for name, depth in reversed(depths.items())})
 
     def in_epochs(self, steps_per_epoch: int) -> "UnfreezePlan":
         """The plan in steps, if its numbers are epochs: ``UnfreezePlan({"head": 0, "*": 2}).in_epochs(len(loader))``."""
@@ -72,61 +82,71 @@ class ProgressiveUnfreezing:
     """Carries out a plan: call :meth:`apply` before each step.
 
     A frozen group's parameters require no gradients and have none, so no optimizer moves them, whatever its momentum
-    or weight decay. Its BatchNorm layers are treated as ``batch_norm`` says, also after ``model.train()``:
+    or weight decay. Its layers that keep a state, such as BatchNorm, are treated as ``batch_norm`` says, also after
+    ``model.train()``:
 
     - ``"freeze"``: they run as in eval mode, on the stored statistics, which do not move. Frozen means frozen.
     - ``"statistics"``: they run in the model's mode; in train mode they normalise by the batch and go on averaging
       their statistics, only their scale and shift are frozen. This is what ``requires_grad = False`` alone does.
-    - ``"train"``: they are not frozen at all: statistics, scale and shift train from the start.
+    - ``"train"``: BatchNorm is not frozen at all: statistics, scale and shift train from the start.
 
-    A BatchNorm layer whose scale and shift are in different groups is frozen until both train. InstanceNorm layers
-    that keep statistics are treated in the same way. Dropout stays as it is in a frozen group: it is noise, not state.
-    A plan that names a group that does not exist and an unknown ``batch_norm`` are a ValueError.
+    Layers with a state are BatchNorm, InstanceNorm, spectral norm, and layers of one's own with floating-point buffers
+    that are saved with the model. One whose scale and shift are in different groups is frozen until both train. Dropout
+    stays as it is in a frozen group: it is noise, not state.
+
+    What a group names as ``fixed``, because it required no gradient when the model was grouped, never trains, nor do whole
+    numbers. A name or pattern that stands for nothing else gets a warning, unless other groups have both kinds, as under
+    LoRA. A plan that names a group that does not exist and an unknown ``batch_norm`` are a ValueError.
     """
 
     def __init__(self, groups: Sequence[LayerGroup], plan: UnfreezePlan, *, batch_norm: str = "freeze"):
         check_choice("batch_norm", batch_norm, ("freeze", "statistics", "train"))
         self.groups, self.batch_norm = list(groups), batch_norm
         self.plan = plan.resolved([group.name for group in groups])
+        if not any(group.fixed and may_train(group) for group in groups):
+            _warn_of_fixed(groups, plan.first_steps)
 
     def apply(self, step: int) -> set[str]:
         """Freeze and unfreeze so that exactly the plan's groups for this step train; returns their names."""
-        active, training = self.plan.trainable_at(step), self.training_at(step)
+        training = self.training_at(step)
         for group in self.groups:
-            for p in group.params.values():
-                p.requires_grad_(id(p) in training)
-                if not p.requires_grad:
-                    p.grad = None
-        for norm, groups in _norm_groups(self.groups).items():
-            params = list(norm.parameters())  # none if affine=False: then the groups that the norm is in decide
-            trains = all(id(p) in training for p in params) if params else groups <= active
-            hold_batch_norm(norm, self.batch_norm == "freeze" and not trains)
-        return active
+            _set_training(group, training)
+        in_training = {group.name for group in self.groups if not training.isdisjoint(map(id, group.params.values()))}
+        for layer, names in layers_with_state(self.groups).items():
+            own = [id(p) for p in layer.parameters(recurse=False)]  # a layer that has none trains with its groups
+            trains = training.issuperset(own) if own else names <= in_training
+            hold_still(layer, self.batch_norm == "freeze" and not trains)
+        return self.plan.trainable_at(step)
 
     def training_at(self, step: int) -> set[int]:
         """The ids of the parameters that train at this step, a pure function of the step."""
         active = self.plan.trainable_at(step)
-        training = {id(p) for group in self.groups if group.name in active for p in group.params.values()}
+        training = {id(p) for group in self.groups if group.name in active for p in may_train(group).values()}
         if self.batch_norm == "train":
-            training |= {id(p) for norm in _norm_groups(self.groups) for p in norm.parameters()}
+            norms = [layer for layer in layers_with_state(self.groups) if isinstance(layer, _NormBase)]
+            able = {id(p) for group in self.groups for p in may_train(group).values()}
+            training |= able & {id(p) for norm in norms for p in norm.parameters()}
         return training
 
     def release(self) -> None:
-        """Unfreeze everything and let the BatchNorm layers run in the model's mode again."""
+        """Unfreeze everything that the plan may train, and let all layers run in the model's mode again."""
         unfreeze(self.groups, "*")
 
 
 class PlateauUnfreezing(ProgressiveUnfreezing):
-    """Unfreezes one group more, from the last to the first, each time a validation metric has stopped improving.
+    """Unfreezes one depth more, from the head down, each time a validation metric has stopped improving.
 
     ``fit`` reports the metrics after each epoch; in a loop of your own call :meth:`report`. ``plan`` holds what has been
     unfrozen so far and at which steps. ``fit`` puts the :meth:`state_dict` into its checkpoint, so a run can be resumed.
 
     Args:
-        groups: from ``layer_groups``; the last one, the head, trains from the start.
+        groups: from ``layer_groups``; the heads train from the start, or what is nearest to the output if there is none.
         metric, mode: what to watch, ``"val_accuracy"`` or ``"val_loss"``, and whether its ``"max"`` or its ``"min"`` is best.
-        patience: how many reports without an improvement of more than ``min_delta`` unfreeze the next group, 1 or more.
+        patience: how many reports without an improvement of more than ``min_delta`` unfreeze the next groups, 1 or more.
+            A value that is infinite or not a number is no improvement.
         batch_norm: of frozen groups, as in :class:`ProgressiveUnfreezing`.
+
+    Groups of which the model's author fixed every parameter are passed over. If that is all of them, it is a ValueError.
     """
 
     def __init__(self, groups: Sequence[LayerGroup], *, metric: str = "val_accuracy", mode: str = "max", patience: int = 1,
@@ -134,7 +154,12 @@ class PlateauUnfreezing(ProgressiveUnfreezing):
         check_choice("mode", mode, ("max", "min"))
         if patience < 1:
             raise ValueError(f"patience must be at least 1, not {patience}")
-        super().__init__(groups, UnfreezePlan({groups[-1].name: 0}), batch_norm=batch_norm)
+        if not any(map(may_train, groups)):
+            raise ValueError("there is no group that may train: no parameter required a gradient when the model was grouped; "
+                             "call unfreeze(groups, '*', fixed=True) first")
+        super().__init__(groups, UnfreezePlan({group.name: 0 for group in groups}), batch_norm=batch_norm)
+        self.plan = UnfreezePlan({})
+        self.plan = UnfreezePlan(dict.fromkeys(self._next(), 0))
         self.metric, self.mode, self.patience, self.min_delta = metric, mode, patience, min_delta
         self.best: float | None = None
         self.waited = 0
@@ -143,16 +168,21 @@ class PlateauUnfreezing(ProgressiveUnfreezing):
         """Take note of the metrics before step number ``step``; unfreezes the next group from that step on if due."""
         if self.metric not in metrics:
             raise ValueError(f"no metric {self.metric!r} was reported, only {', '.join(metrics)}; fit needs a val_loader")
-        value = metrics[self.metric]
+        value = float(metrics[self.metric])
         sign = 1 if self.mode == "max" else -1
-        if self.best is None or sign * (value - self.best) > self.min_delta:
+        if math.isfinite(value) and (self.best is None or sign * (value - self.best) > self.min_delta):
             self.best, self.waited = value, 0
             return
         self.waited += 1
-        frozen = [group.name for group in self.groups if group.name not in self.plan.first_steps]
-        if self.waited >= self.patience and frozen:
-            self.plan = UnfreezePlan({**self.plan.first_steps, frozen[-1]: step})
+        if self.waited >= self.patience and (due := self._next()):
+            self.plan = UnfreezePlan({**self.plan.first_steps, **dict.fromkeys(due, step)})
             self.waited = 0
+
+    def _next(self) -> list[str]:
+        """The names of the groups to unfreeze next: of those that are frozen and may train, the nearest to the output."""
+        depths = depth_by_name(self.groups)
+        frozen = [group.name for group in self.groups if may_train(group) and group.name not in self.plan.first_steps]
+        return [name for name in frozen if depths[name] == min(depths[name] for name in frozen)]
 
     def state_dict(self) -> dict:
         """What has been unfrozen and when, the best value and the number of reports since."""
@@ -176,43 +206,68 @@ def freeze(groups: Sequence[LayerGroup], *patterns: str, batch_norm: str = "free
     return chosen
 
 
-def unfreeze(groups: Sequence[LayerGroup], *patterns: str) -> set[str]:
+def unfreeze(groups: Sequence[LayerGroup], *patterns: str, fixed: bool = False) -> set[str]:
     """Undo :func:`freeze` for groups by name or pattern; returns their names.
 
-    A BatchNorm layer whose scale and shift are in different groups is let go when both train. No pattern, or one that
-    matches no group, is a ValueError.
+    What the model's author fixed stays as it is, with a warning if a pattern stands for nothing else; with ``fixed=True`` it
+    trains as well, and so it does in plans from now on. Whole numbers never train. A layer with a state whose scale and
+    shift are in different groups is let go when both train. No pattern, or one that matches no group, is a ValueError.
     """
     chosen = _chosen(groups, patterns)
+    if fixed:
+        for group in groups:
+            if group.name in chosen:
+                group.fixed.difference_update([name for name, p in group.params.items() if _can_require_gradient(p)])
+    else:
+        _warn_of_fixed(groups, patterns)
     for group in groups:
         if group.name in chosen:
-            for p in group.params.values():
-                p.requires_grad_(True)
-    for norm, names in _norm_groups(groups).items():
-        if names & chosen and all(p.requires_grad for p in norm.parameters()):
-            hold_batch_norm(norm, False)
+            _set_training(group, {id(p) for p in group.params.values()})
+    able = {id(p) for group in groups for p in may_train(group).values()}
+    for layer, names in layers_with_state(groups).items():
+        if names & chosen and all(p.requires_grad for p in layer.parameters(recurse=False) if id(p) in able):
+            hold_still(layer, False)
     return chosen
 
 
-def hold_batch_norm(norm: nn.Module, still: bool) -> None:
-    """Let a norm run as in eval mode whatever its mode (``still``), or no longer.
+def may_train(group: LayerGroup) -> dict[str, nn.Parameter]:
+    """The parameters of a group that a plan may train, by name: not those that are fixed, and no whole numbers.
 
-    The hooks' handles are kept on the norm, so that a copy of the model, or a second ProgressiveUnfreezing, can remove them.
+    Whoever lets a fixed one require gradients by hand has decided that it is fixed no longer.
     """
-    if still and not hasattr(norm, "_held_still"):
-        norm._held_still = (norm.register_forward_pre_hook(_run_as_eval),
-                            norm.register_forward_hook(_back_to_mode, always_call=True))
-    elif not still:
-        for handle in norm.__dict__.pop("_held_still", ()):
-            handle.remove()
+    group.fixed.difference_update([name for name, p in group.params.items() if p.requires_grad])
+    return {name: p for name, p in group.params.items() if name not in group.fixed and _can_require_gradient(p)}
 
 
-# The mode is changed for the forward pass alone, so that model.train() and model.eval() mean what they always do.
-def _run_as_eval(norm: nn.Module, args) -> None:
-    norm._mode_outside, norm.training = norm.training, False
+def _can_require_gradient(p: nn.Parameter) -> bool:
+    return p.is_floating_point() or p.is_complex()
 
 
-def _back_to_mode(norm: nn.Module, args, output) -> None:
-    norm.training = norm.__dict__.pop("_mode_outside", norm.training)
+def _set_training(group: LayerGroup, training: set[int]) -> None:
+    """Let those parameters of a group that may train require gradients if their ids are in ``training``, and no others.
+
+    The model notes the names of those that are frozen now, so that whoever groups it again, or a copy of it, does not take
+    them for fixed by its author.
+    """
+    able = may_train(group)
+    for p in able.values():
+        p.requires_grad_(id(p) in training)
+        if not p.requires_grad:
+            p.grad = None
+    if group.model is not None:
+        frozen = {name for name, p in able.items() if not p.requires_grad}
+        noted = group.model.__dict__.pop(FROZEN_BY_PLAN, set()) - able.keys() | frozen
+        if noted:
+            setattr(group.model, FROZEN_BY_PLAN, noted)
+
+
+def _warn_of_fixed(groups: Sequence[LayerGroup], patterns: Iterable[str]) -> None:
+    """Warn of names and patterns that stand for nothing but groups of which no parameter may train."""
+    never = {group.name for group in groups if not may_train(group)}
+    if idle := [pattern for pattern in patterns if never.issuperset(matching(pattern, [group.name for group in groups]))]:
+        warnings.warn(f"nothing will ever train in {listed(idle)}: all parameters there had requires_grad=False when the model "
+                      "was grouped, so they are taken for fixed by its author. If you froze them yourself and want them to "
+                      f"train, call unfreeze(groups, {idle[0]!r}, fixed=True) first; else leave them out", stacklevel=3)
 
 
 def _chosen(groups: Sequence[LayerGroup], patterns: Sequence[str]) -> set[str]:
@@ -220,12 +275,3 @@ def _chosen(groups: Sequence[LayerGroup], patterns: Sequence[str]) -> set[str]:
     if not patterns:
         raise ValueError(f"name the groups, or give patterns such as 'layer*'; there are: {listed(names)}")
     return {name for pattern in patterns for name in matching(pattern, names)}
-
-
-def _norm_groups(groups: Sequence[LayerGroup]) -> dict[nn.Module, set[str]]:
-    """The norms that keep statistics, each with the names of the groups that it is in."""
-    names_of_norm: dict[nn.Module, set[str]] = {}
-    for group in groups:
-        for norm in (part for module in group.modules.values() for part in module.modules() if isinstance(part, _NormBase)):
-            names_of_norm.setdefault(norm, set()).add(group.name)
-    return names_of_norm

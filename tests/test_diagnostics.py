@@ -31,8 +31,8 @@ def test_statistics_are_norms_over_all_tensors_of_a_group():
     groups[0].params["b"].grad = torch.tensor([1.5])
     table = layer_statistics(groups)
     assert list(table) == ["group", "depth", "parameters", "weight_norm", "grad_norm", "relative_gradient"]
-    assert list(table.iloc[0]) == ["first", 0, 3, 5.0, 2.5, 0.5]
-    assert list(table.iloc[1][:4]) == ["second", 1, 2, 2.0]
+    assert list(table.iloc[0]) == ["first", 1, 3, 5.0, 2.5, 0.5]
+    assert list(table.iloc[1][:4]) == ["second", 0, 2, 2.0]
     assert table.iloc[1][["grad_norm", "relative_gradient"]].isna().all()  # no gradient is not a gradient of zero
 
 

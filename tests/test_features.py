@@ -1,5 +1,7 @@
 """Features: what a layer passes on, and a head that trains on what its frozen backbone passes on."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.models import resnet18
 
 from layerlr_helpers import (
+    LayerGroup,
     PlateauUnfreezing,
     ProgressiveUnfreezing,
     UnfreezePlan,
@@ -174,6 +177,16 @@ def test_a_head_of_several_modules_or_a_part_of_one_is_refused():
     model, _ = frozen_small()
     with pytest.raises(ValueError, match="only a part of its module"):
         cache_features(model, small_data(), layer_groups(model, granularity="tensor"))
+
+
+@pytest.mark.parametrize(("depths", "message"), [((1, 0, 0), "has 2 heads (a, b)"), ((3, 2, 1), "has 0 heads (none)")])
+def test_no_head_or_several_of_them_are_refused_with_the_names_of_the_groups(depths, message):
+    model = nn.ModuleDict({"body": nn.Linear(6, 5), "a": nn.Linear(5, 3), "b": nn.Linear(5, 3)})
+    groups = [LayerGroup(name, dict(module.named_parameters(prefix=name)), {name: module}, depth, model=model)
+              for (name, module), depth in zip(model.items(), depths, strict=True)]
+    with pytest.raises(ValueError, match=rf"{re.escape(message)}.*the groups are body, a, b"):
+        head_module(groups)
+    assert cached_head(model, groups, small_data(), ProgressiveUnfreezing(groups, UnfreezePlan({"b": 0}))) is None
 
 
 def test_something_after_the_head_or_a_head_that_runs_twice_is_refused():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from layerlr_helpers import layer_groups, one_cycle, param_groups, recipes, relative_gradient_rates, uniform
+from layerlr_helpers import LayerGroup, layer_groups, one_cycle, param_groups, recipes, relative_gradient_rates, uniform
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,36 @@ def test_plans_say_what_trains_when(resnet_groups):
     assert trains(recipes.head_then_all, 40) == names
     assert trains(recipes.only("layer2", "head"), 0) == ["layer2", "head"]
     assert trains(recipes.all_but_first(2), 0) == names[2:]
+
+
+def two_heads():
+    """A stem, two towers and two heads, each one tensor."""
+    depths = {"stem": 2, "image": 1, "text": 1, "head_a": 0, "head_b": 0}
+    model = nn.ParameterDict({name: nn.Parameter(torch.ones(2)) for name in depths})
+    return [LayerGroup(name, {name: model[name]}, {}, depth, model=model) for name, depth in depths.items()]
+
+
+def test_plans_go_by_depth_where_groups_share_one():
+    groups = two_heads()
+    names = [group.name for group in groups]
+    assert recipes.head_only(groups, 80).first_steps == {"head_a": 0, "head_b": 0}
+    assert recipes.gradual(groups, 50).first_steps == {"head_a": 0, "head_b": 0, "image": 10, "text": 10, "stem": 20}
+    assert recipes.head_then_all(groups, 80).resolved(names).first_steps == {
+        "stem": 40, "image": 40, "text": 40, "head_a": 0, "head_b": 0}
+    assert recipes.head_only(groups[:3], 80).first_steps == {"image": 0, "text": 0}  # without a head
+    assert recipes.reversed_decay(8.0, 0.5)(groups) == {"stem": 8.0, "image": 4.0, "text": 4.0, "head_a": 2.0, "head_b": 2.0}
+
+
+def test_l2_sp_pulls_what_is_below_the_heads_also_after_the_optimizer_was_loaded():
+    groups = two_heads()
+    optimizer = recipes.l2_sp(100.0)(param_groups(groups, uniform(0.01)))
+    optimizer.load_state_dict(optimizer.state_dict())
+    for group in groups:
+        for p in group.params.values():
+            p.grad = torch.ones(2)
+    optimizer.step()
+    moved = [group.name for group in groups for p in group.params.values() if not torch.equal(p, torch.ones(2))]
+    assert moved == ["head_a", "head_b"]
 
 
 def test_reversed_decay_is_layer_decay_upside_down(resnet_groups):

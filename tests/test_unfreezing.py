@@ -3,6 +3,8 @@
 import copy
 import io
 import itertools
+import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
 from layerlr_helpers import (
     LayerAdaptiveLR,
+    LayerGroup,
     PlateauUnfreezing,
     ProgressiveUnfreezing,
     UnfreezePlan,
@@ -28,6 +32,7 @@ from layerlr_helpers import (
     unfreeze,
     uniform,
 )
+from layerlr_helpers.layers import FROZEN_BY_PLAN
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 3
@@ -86,6 +91,28 @@ def test_top_down_starts_with_the_head_and_goes_back_one_group_at_a_time():
     plan = UnfreezePlan.top_down(groups_of(net()), every=10, first=5)
     assert plan.first_steps == {"head": 5, "3": 15, "stem": 25}
     assert [plan.trainable_at(step) for step in (4, 5, 24, 25)] == [set(), {"head"}, {"head", "3"}, {"head", "3", "stem"}]
+
+
+def made_by_hand(**depths):
+    """Groups of one parameter each, at given depths; of a model, so that a depth of 0 is one that was found."""
+    model = nn.ParameterDict({name: nn.Parameter(torch.ones(2)) for name in depths})
+    return [LayerGroup(name, {name: model[name]}, {}, depth, model=model) for name, depth in depths.items()]
+
+
+def test_groups_of_one_depth_unfreeze_together():
+    groups = made_by_hand(stem=2, image=1, text=1, head_a=0, head_b=0)
+    plan = UnfreezePlan.top_down(groups, every=10, first=5)
+    assert plan.first_steps == {"head_a": 5, "head_b": 5, "image": 15, "text": 15, "stem": 25}
+
+
+def test_a_model_without_a_head_begins_with_what_is_nearest_to_its_output():
+    assert UnfreezePlan.top_down(made_by_hand(stem=4, block=1), every=3).first_steps == {"block": 0, "stem": 3}
+
+
+def test_groups_without_a_depth_unfreeze_from_the_last_to_the_first():
+    groups = [LayerGroup(name, {name: nn.Parameter(torch.ones(1))}) for name in "abc"]
+    assert UnfreezePlan.top_down(groups, every=1).first_steps == {"c": 0, "b": 1, "a": 2}
+    assert PlateauUnfreezing(groups).plan.first_steps == {"c": 0}
 
 
 def test_a_plan_is_a_copy_of_what_it_was_made_from():
@@ -499,6 +526,210 @@ def test_a_bad_name_or_none_at_all_is_refused_before_anything_is_changed(call):
     assert grads_held_and_wanted(model) == before
 
 
+# --- what the model's author fixed ------------------------------------------------------------------------------------
+
+class Adapted(nn.Module):
+    """Three layers, in each a base that its author fixed beside what trains, and a fixed table of positions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.position = nn.Parameter(torch.linspace(-1, 1, 6), requires_grad=False)
+        self.layers = nn.ModuleList(nn.ModuleDict({"base": nn.Linear(6, 6).requires_grad_(False), "low": nn.Linear(6, 2),
+                                                   "norm": nn.BatchNorm1d(2), "up": nn.Linear(2, 6)}) for _ in range(2))
+        self.codes = nn.Parameter(torch.randint(-8, 8, (6, 6), dtype=torch.int8), requires_grad=False)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = x + self.position
+        for layer in self.layers:
+            x = (layer["base"](x) + layer["up"](layer["norm"](layer["low"](x)))).relu()
+        return self.head(x @ (self.codes.float() / 8))
+
+
+def adapted_groups(model):
+    """Groups by hand, of which is fixed what requires no gradient although no plan froze it."""
+    frozen_by_plan = getattr(model, FROZEN_BY_PLAN, set())
+    fixed = {name for name, p in model.named_parameters() if not p.requires_grad} - frozen_by_plan
+    parts = {"stem": ("position",), "first": ("layers.0",), "second": ("layers.1", "codes"), "head": ("head",)}
+    modules = dict(model.named_modules())
+    groups = []
+    for depth, (name, prefixes) in zip((3, 2, 1, 0), parts.items(), strict=True):
+        params = {param: p for param, p in model.named_parameters() if param.startswith(prefixes)}
+        groups.append(LayerGroup(name, params, {prefix: modules[prefix] for prefix in prefixes if prefix in modules}, depth,
+                                 fixed & params.keys(), model))
+    return groups
+
+
+def requiring(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def carry_out(plan, step, batch_norm):
+    return lambda groups: ProgressiveUnfreezing(groups, UnfreezePlan(plan), batch_norm=batch_norm).apply(step)
+
+
+names = st.sampled_from(["*", "head", "first"])
+actions = st.one_of(
+    st.builds(carry_out, st.dictionaries(st.sampled_from(["stem", "first", "second", "head"]), st.integers(0, 3)),
+              st.integers(0, 4), st.sampled_from(["freeze", "statistics", "train"])),
+    names.map(lambda name: lambda groups: freeze(groups, name)),
+    names.map(lambda name: lambda groups: unfreeze(groups, name)),
+    st.just(lambda groups: ProgressiveUnfreezing(groups, UnfreezePlan.top_down(groups, every=1)).apply(9)),
+    st.just(lambda groups: PlateauUnfreezing(groups).apply(0)),
+    st.just(lambda groups: ProgressiveUnfreezing(groups, UnfreezePlan({})).release()))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(actions, st.booleans()), max_size=6))
+def test_nothing_that_was_fixed_trains_whatever_is_frozen_unfrozen_copied_and_grouped_again(history):
+    model = Adapted()
+    groups, free = adapted_groups(model), requiring(model)
+    fixed = {name for name, _ in model.named_parameters()} - free
+    for act, is_copied in history:
+        act(groups)
+        assert requiring(model) <= free
+        if is_copied:
+            model = copy.deepcopy(model)
+            groups = adapted_groups(model)
+        assert set().union(*(group.fixed for group in groups)) == fixed
+    unfreeze(groups, "*")
+    assert requiring(model) == free
+    assert not hasattr(model, FROZEN_BY_PLAN)
+
+
+@pytest.mark.parametrize("batch_norm", ["freeze", "statistics", "train"])
+def test_what_was_fixed_does_not_move_while_the_rest_trains(batch_norm):
+    model = Adapted().train()
+    groups = adapted_groups(model)
+    optimizer = torch.optim.AdamW([p for group in groups for p in group.params.values() if p.is_floating_point()], 0.1)
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan.top_down(groups, every=2), batch_norm=batch_norm)
+    before = copy.deepcopy(model.state_dict())
+    fixed = set().union(*(group.fixed for group in groups))
+    for step in range(10):
+        unfreezing.apply(step)
+        by_id = {id(p): name for name, p in model.named_parameters()}
+        assert {by_id[i] for i in unfreezing.training_at(step)} == requiring(model)
+        optimizer.zero_grad()
+        cross_entropy(model(IMAGES.flatten(1)[:, :6]), LABELS).backward()
+        optimizer.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == model.state_dict().keys() - fixed
+
+
+def test_a_norm_that_was_fixed_is_held_as_long_as_a_plan_is_carried_out():
+    model = Adapted().train()
+    model.layers[0]["norm"].requires_grad_(False)
+    groups = adapted_groups(model)
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan({"*": 0}))
+    unfreezing.apply(0)
+    model(torch.randn(4, 6))
+    assert [layer["norm"].num_batches_tracked.item() for layer in model.layers] == [0, 1]
+    unfreezing.release()
+    model(torch.randn(4, 6))
+    assert [layer["norm"].num_batches_tracked.item() for layer in model.layers] == [1, 2]
+
+
+def test_fixed_parameters_train_if_the_user_says_so_and_whole_numbers_never():
+    model = Adapted()
+    groups = adapted_groups(model)
+    unfreeze(groups, "first", "second", fixed=True)
+    assert requiring(model) == {name for name, _ in model.named_parameters()} - {"position", "codes"}
+    assert [group.fixed for group in groups] == [{"position"}, set(), {"codes"}, set()]
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0, "first": 1}))  # and so they do in later plans
+    for step, some in ((0, False), (1, True)):
+        unfreezing.apply(step)
+        assert model.layers[0]["base"].weight.requires_grad is some
+        assert not model.layers[1]["base"].weight.requires_grad
+
+
+def test_a_parameter_that_the_user_lets_train_by_hand_is_fixed_no_longer():
+    model = Adapted()
+    groups = adapted_groups(model)
+    model.layers[0].requires_grad_(True)
+    unfreezing = ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0, "first": 1}))
+    unfreezing.apply(0)
+    assert not model.layers[0]["base"].weight.requires_grad
+    unfreezing.apply(1)
+    assert model.layers[0]["base"].weight.requires_grad
+
+
+def test_groups_made_by_hand_need_no_model():
+    weight, codes = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.bool), requires_grad=False)
+    groups = [LayerGroup("all", {"weight": weight, "codes": codes})]
+    freeze(groups, "*")
+    assert not weight.requires_grad
+    ProgressiveUnfreezing(groups, UnfreezePlan({"*": 0})).apply(0)
+    unfreeze(groups, "*", fixed=True)
+    assert [weight.requires_grad, codes.requires_grad] == [True, False]
+
+
+@pytest.mark.parametrize("copied", [lambda model: model, copy.deepcopy, by_pickle, lambda model: AveragedModel(model).module])
+def test_a_model_that_is_grouped_again_while_a_plan_has_it_frozen_is_not_taken_for_fixed(copied):
+    model = net()
+    model[3].bias.requires_grad_(False)  # this one is
+    unfreezing = ProgressiveUnfreezing(groups_of(model), UnfreezePlan({"head": 0, "*": 5}))
+    unfreezing.apply(0)
+    twin = copied(model)
+    groups = groups_of(twin)
+    assert [group.fixed for group in groups] == [set(), {"3.bias"}, set()]
+    ProgressiveUnfreezing(groups, UnfreezePlan({"*": 0})).apply(0)
+    assert requiring(twin) == {name for name, _ in twin.named_parameters()} - {"3.bias"}
+    assert not hasattr(twin, FROZEN_BY_PLAN)
+
+
+def frozen_by_hand():
+    """Groups of a model of which all but the head was frozen before it was grouped."""
+    model = net()
+    for module in model[:9]:
+        module.requires_grad_(False)
+    return groups_of(model)
+
+
+@pytest.mark.parametrize(("make", "named"), [
+    (lambda groups: ProgressiveUnfreezing(groups, UnfreezePlan.top_down(groups, every=2)), "3, stem"),
+    (lambda groups: ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0, "s*": 2})), r"s\*"),
+    (PlateauUnfreezing, "stem, 3"),
+    (lambda groups: unfreeze(groups, "head", "stem"), "stem")], ids=["top down", "pattern", "plateau", "unfreeze"])
+def test_who_freezes_by_hand_before_grouping_is_told_that_nothing_will_unfreeze_it(make, named):
+    groups = frozen_by_hand()
+    with pytest.warns(UserWarning, match=rf"nothing will ever train in {named}: .*unfreeze\(groups, '.*', fixed=True\)"):
+        made = make(groups)
+    if isinstance(made, ProgressiveUnfreezing):
+        made.apply(9)
+    assert [p.requires_grad for group in groups for p in group.params.values()] == [False] * 8 + [True] * 2
+
+
+@pytest.mark.parametrize("plan", [{"head": 0}, {"*": 3}, {"head": 0, "*": 2}])
+def test_a_name_or_pattern_that_stands_for_something_that_trains_is_no_reason_to_warn(plan):
+    groups = frozen_by_hand()
+    with warnings.catch_warnings(action="error"):
+        ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}))
+        ProgressiveUnfreezing(groups[1:], UnfreezePlan({"*": 3}))
+        unfreeze(groups, "*")
+        adapted = adapted_groups(Adapted())  # some groups have fixed parameters and others: so it was meant
+        ProgressiveUnfreezing(adapted, UnfreezePlan.top_down(adapted, every=2))
+        ProgressiveUnfreezing(adapted, UnfreezePlan(plan))
+
+
+def test_a_plateau_passes_over_what_is_fixed():
+    groups = made_by_hand(stem=3, lower=2, upper=1, head=0)
+    for group in (groups[1], groups[3]):
+        group.params[group.name].requires_grad_(False)
+        group.fixed.add(group.name)
+    with pytest.warns(UserWarning, match="nothing will ever train in lower, head"):
+        unfreezing = PlateauUnfreezing(groups)
+    assert first_steps(unfreezing) == [("upper", 0)]
+    for step in range(3):
+        unfreezing.report(step, {"val_accuracy": 0.5})
+    assert first_steps(unfreezing) == [("upper", 0), ("stem", 1)]
+    for group in groups:
+        group.params[group.name].requires_grad_(False)
+        group.fixed.add(group.name)
+    with pytest.raises(ValueError, match=r"no group that may train.*unfreeze\(groups, '\*', fixed=True\)"):
+        PlateauUnfreezing(groups)
+
+
 # --- unfreezing on a plateau ------------------------------------------------------------------------------------------
 
 def plateau_unfreezing(**options):
@@ -544,7 +775,38 @@ def test_a_change_within_min_delta_is_no_improvement():
     assert first_steps(unfreezing) == [("head", 0), ("2", 2)]
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(0, 12), st.integers(1, 3))
+def test_a_plateau_unfreezes_all_groups_of_a_depth_at_once():
+    unfreezing = PlateauUnfreezing(made_by_hand(stem=2, image=1, text=1, head_a=0, head_b=0))
+    assert first_steps(unfreezing) == [("head_a", 0), ("head_b", 0)]
+    for step in (10, 20, 30, 40):
+        unfreezing.report(step, {"val_accuracy": 0.5})
+    assert first_steps(unfreezing)[2:] == [("image", 20), ("text", 20), ("stem", 30)]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@given(st.lists(st.sampled_from([math.nan, math.inf, -math.inf]), max_size=2))
+def test_values_that_are_not_finite_before_the_first_that_is_change_nothing(mode, bad):
+    unfreezing = plateau_unfreezing(metric="val_loss", mode=mode, patience=3)
+    sign = 1 if mode == "max" else -1
+    for step, value in enumerate([*bad, *(sign * value for value in (1.0, 2.0, 3.0, 4.0, 5.0))]):
+        unfreezing.report(step, {"val_loss": torch.tensor(value)})
+    assert first_steps(unfreezing) == [("head", 0)]
+    assert unfreezing.state_dict() == {"plan": '{"head": 0}', "best": sign * 5.0, "waited": 0}
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_no_improvement_and_no_best_one(mode, bad):
+    sign = 1 if mode == "max" else -1
+    unfreezing = plateau_unfreezing(metric="val_loss", mode=mode, patience=2)
+    for step, value in enumerate([sign * 1.0, bad, sign * 2.0, bad, bad, sign * 3.0]):
+        unfreezing.report(step, {"val_loss": value})
+    assert first_steps(unfreezing) == [("head", 0), ("2", 4)]
+    assert unfreezing.best == sign * 3.0
+
+
+@given(st.lists(st.floats(0, 1) | st.sampled_from([math.nan, math.inf, -math.inf]), min_size=1, max_size=12),
+       st.integers(0, 12), st.integers(1, 3))
 def test_resuming_after_any_report_unfreezes_the_same_at_the_same_steps(values, cut, patience):
     whole = plateau_unfreezing(patience=patience)
     first = plateau_unfreezing(patience=patience)
