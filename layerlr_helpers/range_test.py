@@ -7,16 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 
 from layerlr_helpers.checkpoints import RunState
 from layerlr_helpers.guards import training_undone
+from layerlr_helpers.history import DivergedError
 from layerlr_helpers.naming import matching
+from layerlr_helpers.objectives import Objective
 from layerlr_helpers.param_groups import named
 from layerlr_helpers.schedules import peak_rate
-from layerlr_helpers.training import train_step
+from layerlr_helpers.training import optimizer_mode, train_step
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class RangeTest:
 
 def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, steps: int = 60,
                   low: float = 1e-2, high: float = 1e2, sweep: str = "*", diverged: float = 4.0,
-                  loss_fn=F.cross_entropy, autocast: torch.dtype | None = None) -> RangeTest:
+                  loss_fn=None, autocast: torch.dtype | None = None) -> RangeTest:
     """Train with every group's rate times a factor that grows from ``low`` to ``high``, and watch the loss.
 
     All groups grow together, so the ratios between them stay (Smith, 2017, has one rate). With ``sweep``, the name of a
@@ -37,24 +38,30 @@ def lr_range_test(model: nn.Module, optimizer: Optimizer, train_loader: Iterable
     smoothed loss exceeds ``diverged`` times its lowest or is not finite. The suggestion is the factor at which the loss
     falls fastest, by a line through several neighbouring steps; not a number if it never falls. Model, optimizer and
     random numbers are afterwards what they were. A group's rate is the one that it was made with, wherever a schedule has
-    moved it since. ``loss_fn`` and ``autocast`` are as in ``fit``. Fewer than 10 steps, a ``sweep`` that fits no group and a
-    loss that is not finite from the start are a ValueError.
+    moved it since. Batches, ``loss_fn`` and ``autocast`` are as in ``fit``. Fewer than 10 steps, a ``sweep`` that fits no
+    group, an optimizer that finds its own rates and a loss that is not finite from the start are a ValueError.
     """
     if steps < 10 or not 0 < low < high:
         raise ValueError(f"need at least 10 steps and 0 < low < high, not steps={steps}, low={low}, high={high}")
+    if own := [name for name, group in named(optimizer).items() if group.get("lr") is None]:
+        raise ValueError(f"this optimizer finds the rates of {', '.join(own)} itself (lr is None), so there is none to test")
     layers = [group.get("layer", name) for name, group in named(optimizer).items()]
     swept = set(matching(sweep, list(dict.fromkeys(layers))))
     factors = low * (high / low) ** (np.arange(steps) / (steps - 1))
     losses: list[float] = []
     smooth: list[float] = []
-    with training_undone(model, optimizer, train_loader):
+    objective = Objective(loss_fn)
+    with training_undone(model, optimizer, train_loader), optimizer_mode(optimizer, "train", afterwards="eval"):
         peaks = [peak_rate(group) for group in optimizer.param_groups]
         model.train()
         batches = (batch for _ in itertools.count() for batch in RunState().remaining_batches(train_loader))  # of many epochs
         for factor in factors:
             for group, layer, peak in zip(optimizer.param_groups, layers, peaks, strict=True):
                 group["lr"] = peak * factor if layer in swept else 0.0
-            losses.append(train_step(model, optimizer, *next(batches), loss_fn, autocast)["loss"])
+            try:
+                losses.append(train_step(model, optimizer, next(batches), None, objective, autocast)["loss"])
+            except DivergedError as error:
+                losses.append(error.value)
             smooth.append(pd.Series(losses).ewm(alpha=0.1).mean().iloc[-1])
             if not np.isfinite(losses[-1]) or smooth[-1] > diverged * min(smooth):
                 break

@@ -1,55 +1,47 @@
-"""A training loop, an evaluation and the record of what happened.
+"""A training loop, one step of it, and an evaluation.
 
 The loop is the one that notebook 02 writes out in the open, plus what a long run needs: a progress bar, a
 checkpoint that is never half written, and a resume that continues exactly where the run stopped.
 """
 
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from numbers import Integral
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 
-import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from layerlr_helpers import checkpoints
+from layerlr_helpers.batches import Accumulated, call_model, device_of, logits_of
 from layerlr_helpers.guards import preserved
-from layerlr_helpers.naming import check_choice
+from layerlr_helpers.history import DivergedError, History
+from layerlr_helpers.metrics import TAKEN, Tally, check_metrics
+from layerlr_helpers.objectives import Objective
 from layerlr_helpers.param_groups import current_rates
+from layerlr_helpers.preflight import check_precision, check_run, check_schedule
 
-
-@dataclass
-class History:
-    """What a run did, one plain dictionary a step: step, epoch, loss, accuracy, the rates, validation metrics."""
-
-    rows: list[dict] = field(default_factory=list)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a step: ``step, epoch, loss, accuracy``, ``lr/NAME`` of every group (0 while it is frozen).
-
-        ``val_loss`` and ``val_accuracy`` stand on the last step of each epoch, if there was a validation loader.
-        Loss and accuracy are those of the step's own batch, before its update.
-        """
-        return pd.json_normalize(self.rows, sep="/")
+__all__ = ["DivergedError", "History", "call_model", "evaluate", "fast_autocast", "fit", "logits_of", "progress_bar",
+           "train_step"]
 
 
 def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epochs: int | None = None,
         steps: int | None = None, schedule: LRScheduler | ReduceLROnPlateau | None = None, schedule_every: str = "step",
         unfreezing=None, val_loader: Iterable | None = None, checkpoint: str | Path | None = None,
-        checkpoint_every: int | None = None, loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-        autocast: torch.dtype | None = None, progress: bool = True) -> History:
+        checkpoint_every: int | None = None, loss_fn: Callable[[object, object], Tensor] | None = None,
+        metrics: Mapping[str, object] | None = None, autocast: torch.dtype | None = None, clip_grad_norm: float | None = None,
+        accumulate: int = 1, progress: bool = True) -> History:
     """Train ``model`` for a number of ``epochs`` or of ``steps`` and return the :class:`History`.
 
-    A batch is ``(inputs, labels)``; inputs may be a tensor or a dictionary of keyword arguments. Everything runs on
-    the device that the model is on. The model is left in train mode.
+    A batch is ``(inputs, labels)``, or a dictionary of keyword arguments with the labels under ``"labels"``. Inputs are a
+    tensor, several in a tuple or list, or a dictionary of keyword arguments. Everything runs on the device that the model is
+    on. The model is left in train mode; an optimizer that has modes of its own (schedule-free ones), in eval mode.
 
     Args:
         schedule: a torch scheduler of this optimizer, stepped after every optimizer step, or after every epoch with
@@ -59,127 +51,152 @@ def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epoch
             ``report(step, metrics)``, that is called after every epoch's validation: a ``PlateauUnfreezing``.
         val_loader: evaluated after every epoch, and at the end.
         checkpoint: a file to save to after every epoch, at the end and, with ``checkpoint_every``, every so many steps.
-            If it exists, the run resumes from it, with the order of batches and torch's random numbers it would have had.
-        loss_fn: of (logits, labels).
+            If it exists, the run resumes from it, with the order of batches and the random numbers (torch's, Python's and
+            NumPy's) that it would have had.
+        loss_fn: of (outputs, labels), where outputs are the logits, or whatever else the model returns. None takes the loss
+            that a model returns itself, or else cross-entropy.
+        metrics: functions of (outputs, labels) that give a number, averaged over the examples, or objects with ``update``,
+            ``compute`` and ``reset``, by name. None gives the accuracy, where loss and shapes say what a right answer is.
         autocast: a lower precision for the forward pass, e.g. ``torch.bfloat16``; None leaves all as it is.
+        clip_grad_norm: the largest norm of the whole gradient; a longer one is scaled down to it.
+        accumulate: how many batches make one step, with the gradient of their examples in one batch. Steps, schedules and
+            plans count such steps; the last step of an epoch takes the batches that are left. BatchNorm layers still
+            normalise by one batch.
         progress: show a bar (the environment variable TQDM_DISABLE=1 turns all bars off).
 
     Before anything changes, arguments that do not fit together are a ValueError, and so is a checkpoint that is damaged, of
-    another run, or of one that began with other rates, options or first steps.
+    another run, or of one that began with other rates, options or first steps. A loss that is not finite is a
+    :class:`DivergedError`, raised before the step that it would have made and before the next checkpoint.
     """
-    _check(model, optimizer, epochs, steps, schedule, schedule_every, unfreezing, val_loader, checkpoint, checkpoint_every)
     batches = checkpoints.length(train_loader)
-    resuming = checkpoint is not None and Path(checkpoint).exists()
-    total = _total_steps(epochs, steps, batches, schedule, schedule_every, resuming)
+    check_run(model, optimizer, epochs=epochs, steps=steps, batches=batches, schedule=schedule, schedule_every=schedule_every,
+              unfreezing=unfreezing, val_loader=val_loader, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+              loss_fn=loss_fn, autocast=autocast, clip_grad_norm=clip_grad_norm, accumulate=accumulate, metrics=metrics)
+    total = steps if steps is not None else epochs * -(-batches // accumulate)
+    check_schedule(schedule, schedule_every, total, resuming=checkpoint is not None and Path(checkpoint).exists())
 
-    rows: list[dict] = []
-    state = checkpoints.RunState()
-    if checkpoint is not None:
-        parts = {"model": model, "optimizer": optimizer, "schedule": schedule,
-                 "unfreezing": unfreezing if hasattr(unfreezing, "state_dict") else None}
-        description = checkpoints.run_description(parts, train_loader, unfreezing)
-    if resuming:
-        rows, state, description = checkpoints.load(checkpoint, parts, train_loader, description, total)
-    scheduled = "plateau" if isinstance(schedule, ReduceLROnPlateau) else schedule_every if schedule is not None else "never"
+    rows, state, save = _new_or_resumed(checkpoint, model, optimizer, schedule, unfreezing, train_loader, steps=steps,
+                                        epochs=epochs, settings={"accumulate": accumulate, "clip_grad_norm": clip_grad_norm,
+                                                                  "schedule_every": schedule_every})
+    objective = Objective(loss_fn)
+    by_loss = isinstance(schedule, ReduceLROnPlateau)
+    by_step = schedule is not None and schedule_every == "step" and not by_loss
 
-    def train_batch(inputs, labels: Tensor) -> None:
+    def train(step_batches: list) -> None:
         if unfreezing is not None:
             unfreezing.apply(state.step)
         rates = current_rates(optimizer)
-        batch_metrics = train_step(model, optimizer, inputs, labels, loss_fn, autocast)
-        rows.append({"step": state.step, "epoch": state.epoch, **batch_metrics, "lr": rates})
-        if scheduled == "step":
+        scores = train_step(model, optimizer, Accumulated(step_batches), None, objective, autocast, metrics, clip_grad_norm)
+        rows.append({"step": state.step, "epoch": state.epoch, **scores, "lr": rates})
+        if by_step:
             schedule.step()
-        state.step, state.batch = state.step + 1, state.batch + 1
+        state.step, state.batch = state.step + 1, state.batch + len(step_batches)
 
     def validate() -> dict[str, float]:
-        metrics = evaluate(model, val_loader, loss_fn=loss_fn, autocast=autocast) if val_loader is not None else {}
-        return {f"val_{name}": metrics[name] for name in ("loss", "accuracy") if metrics}
+        if val_loader is None:
+            return {}
+        scores = evaluate(model, val_loader, loss_fn=objective, metrics=metrics, autocast=autocast)
+        if not math.isfinite(scores["loss"]):
+            raise DivergedError("the validation loss", scores["loss"], rows[-1]["lr"])
+        return {f"val_{name}": score for name, score in scores.items() if name != "n"}
 
     def end_epoch() -> None:
-        metrics = validate()
-        rows[-1] |= metrics
+        with optimizer_mode(optimizer, "eval", afterwards="train"):
+            scores = validate()
+        rows[-1] |= scores
         if hasattr(unfreezing, "report"):
-            unfreezing.report(state.step, metrics)
-        if scheduled == "epoch":
+            unfreezing.report(state.step, scores)
+        if by_loss:
+            schedule.step(scores["val_loss"] if scores else _mean_loss(rows, state.epoch))
+        elif schedule is not None and not by_step:
             schedule.step()
-        elif scheduled == "plateau":
-            losses = [row["loss"] for row in rows if row["epoch"] == state.epoch]
-            schedule.step(metrics.get("val_loss", sum(losses) / len(losses)))
+        elif by_step and epochs is not None:
+            _warn_of_length(said=batches, gave=state.batch)
         state.epoch, state.batch = state.epoch + 1, 0
 
-    def save() -> None:
-        checkpoints.save(checkpoint, parts, rows, state, train_loader, description)
-
-    with progress_bar(total=total, initial=min(state.step, total), unit="step", shown=progress) as bar:
-        while state.step < total:
-            model.train()
-            for inputs, labels in state.remaining_batches(train_loader):
-                train_batch(inputs, labels)
-                _show(bar, rows[-1])
-                if checkpoint_every is not None and state.step % checkpoint_every == 0:
-                    save()
-                if state.step == total and state.batch != batches:
-                    break  # the run ends within this epoch, and a run that goes on from here will end the epoch
-            else:
-                end_epoch()
-            if checkpoint is not None:
+    try:
+        with (optimizer_mode(optimizer, "train", afterwards="eval"), _room_to_recompile(model, unfreezing),
+              progress_bar(total=total, initial=min(state.step, total), unit="step", shown=progress) as bar):
+            while state.step < steps if epochs is None else state.epoch < epochs:
+                model.train()
+                for step_batches in _grouped(state.remaining_batches(train_loader), accumulate):
+                    if state.step == steps:
+                        break  # the loader has more batches than it said
+                    train(step_batches)
+                    _show(bar, rows[-1])
+                    if checkpoint_every is not None and state.step % checkpoint_every == 0:
+                        save()
+                    if state.step == steps and state.batch != batches:
+                        break  # the run ends within this epoch, and a run that goes on from here will end the epoch
+                else:
+                    end_epoch()
                 save()
-    if state.batch:
-        rows[-1] |= validate()  # not in the checkpoint: a run that goes on has no validation at this step
+        if state.batch:
+            rows[-1] |= validate()  # not in the checkpoint: a run that goes on has no validation at this step
+    except DivergedError as error:
+        error.step, error.history = state.step, History(rows)
+        raise
     return History(rows)
 
 
-def train_step(model: nn.Module, optimizer: Optimizer, inputs, labels: Tensor,
-               loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-               autocast: torch.dtype | None = None) -> dict[str, float]:
-    """One step of training on one batch; returns the batch's ``loss`` and ``accuracy`` before the update."""
-    device = next(model.parameters()).device
-    labels = labels.to(device)
+def train_step(model: nn.Module, optimizer: Optimizer, inputs, labels=None,
+               loss_fn: Callable[[object, object], Tensor] | Objective | None = None, autocast: torch.dtype | None = None,
+               metrics: Mapping[str, object] | None = None, clip_grad_norm: float | None = None) -> dict[str, float]:
+    """One step of training; returns the ``loss`` and the metrics before the update. Arguments are as in :func:`fit`.
+
+    ``inputs`` and ``labels`` are those of one batch; without labels, ``inputs`` is a whole batch of any form, or several,
+    :class:`Accumulated`. A loss that is not finite is a :class:`DivergedError`, and then the weights stay as they are.
+    """
+    check_precision(autocast)
+    objective = loss_fn if isinstance(loss_fn, Objective) else Objective(loss_fn)
+    batches = inputs if isinstance(inputs, Accumulated) else [inputs if labels is None else (inputs, labels)]
+    tally = Tally(objective, metrics)
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(device.type, autocast) if autocast is not None else nullcontext():
-        logits = logits_of(call_model(model, inputs))
-        loss = loss_fn(logits, labels)
-    loss.backward()
+    for i, batch in enumerate(batches):
+        # DistributedDataParallel need not average the gradients before the last batch has added its own.
+        with nullcontext() if i + 1 == len(batches) else getattr(model, "no_sync", nullcontext)():
+            with _precision(model, autocast):
+                outcome = objective.outcome(model, batch)
+            if i == 0:  # now the objective knows which labels a loss of the model's own counts
+                weights = [objective.weight(each) for each in batches]
+            share = weights[i] if objective.is_sum else weights[i] / (sum(weights) or 1)
+            # Without any label that counts the loss is 0 / 0; as a loss of 0 it adds nothing.
+            (share * (outcome.loss if weights[i] else outcome.loss.nan_to_num())).backward()
+        tally.add(outcome, weights[i])
+    scores = tally.averages(single_precision=True)
+    if tally.weight and not math.isfinite(scores["loss"]):
+        raise DivergedError("the loss", scores["loss"], current_rates(optimizer))
+    if clip_grad_norm is not None:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(trained, clip_grad_norm))
+        if not math.isfinite(norm):
+            raise DivergedError("the norm of the gradient", norm, current_rates(optimizer))
     optimizer.step()
-    return {"loss": float(loss.detach()), "accuracy": float((logits.detach().argmax(1) == labels).float().mean())}
+    return scores
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Iterable, *, loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-             autocast: torch.dtype | None = None) -> dict[str, float]:
-    """Mean ``loss``, ``accuracy`` (0..1) and number ``n`` of examples over a loader, in eval mode.
+def evaluate(model: nn.Module, loader: Iterable, *, loss_fn: Callable[[object, object], Tensor] | Objective | None = None,
+             metrics: Mapping[str, object] | None = None, autocast: torch.dtype | None = None) -> dict[str, float]:
+    """``loss``, ``accuracy`` (0..1) and number ``n`` of examples over a loader, in eval mode. Arguments are as in :func:`fit`.
 
-    The modes of all submodules and all buffers are afterwards what they were. An empty loader is a ValueError.
+    The loss is that of all examples at once: labels that are ignored and the weights of classes count as they do in one batch.
+    ``metrics`` are in place of the accuracy. The modes of all submodules and all buffers are afterwards what they were. A
+    loader without a batch, or without a label that counts, is a ValueError.
     """
-    device = next(model.parameters()).device
-    examples, loss, correct, predictions = 0, 0.0, 0, 0
+    check_metrics(metrics)
+    objective = loss_fn if isinstance(loss_fn, Objective) else Objective(loss_fn)
+    tally = Tally(objective, metrics)
     with preserved(model):
         model.eval()
-        for inputs, labels in loader:
-            labels = labels.to(device)
-            with torch.autocast(device.type, autocast) if autocast is not None else nullcontext():
-                logits = logits_of(call_model(model, inputs))
-            examples += len(labels)
-            loss += float(loss_fn(logits.float(), labels)) * len(labels)
-            correct += int((logits.argmax(1) == labels).sum())
-            predictions += labels.numel()  # more than one an example where each pixel has a label
-    if examples == 0:
-        raise ValueError("the loader to evaluate on gave no batch")
-    return {"loss": loss / examples, "accuracy": correct / predictions, "n": examples}
-
-
-def call_model(model: nn.Module, inputs):
-    """Call ``model`` on a batch's inputs, a tensor or a dictionary of keyword arguments, on the model's device."""
-    device = next(model.parameters()).device
-    if isinstance(inputs, Mapping):
-        return model(**{name: value.to(device) for name, value in inputs.items()})
-    return model(inputs.to(device))
-
-
-def logits_of(output) -> Tensor:
-    """The logits tensor in a model's output: the output itself, or its ``logits``."""
-    return getattr(output, "logits", output)
+        for batch in loader:
+            with _precision(model, autocast):
+                outcome = objective.outcome(model, batch, prepare=_at_least_single)
+            tally.add(outcome, objective.weight(batch))
+    if tally.weight == 0:
+        raise ValueError("the loader to evaluate on gave no batch" if tally.examples == 0 else
+                         "the loader to evaluate on gave no label that counts: the loss ignores all of them")
+    return {**tally.averages(), "n": tally.examples}
 
 
 def fast_autocast() -> torch.dtype | None:
@@ -197,57 +214,86 @@ def progress_bar(*arguments, shown: bool = True, **options) -> tqdm:
 def _show(bar: tqdm, row: dict) -> None:
     active = [lr for lr in row["lr"].values() if lr] or [0.0]
     rates = " to ".join(dict.fromkeys(f"{lr:.1e}" for lr in (min(active), max(active))))
-    bar.set_postfix_str(f"epoch {row['epoch'] + 1}, loss {row['loss']:.3f}, accuracy {row['accuracy']:.0%}, lr {rates}",
-                        refresh=False)
+    scores = "".join(f", {name} {value:.0%}" if name == "accuracy" else f", {name} {value:.3g}"
+                     for name, value in row.items() if name not in TAKEN)
+    bar.set_postfix_str(f"epoch {row['epoch'] + 1}, loss {row['loss']:.3f}{scores}, lr {rates}", refresh=False)
     bar.update()
 
 
-def _check(model, optimizer, epochs, steps, schedule, schedule_every, unfreezing, val_loader, checkpoint,
-           checkpoint_every) -> None:
-    number = epochs if steps is None else steps
-    in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [group.name for group in getattr(unfreezing, "groups", ())
-               if not in_optimizer.issuperset(map(id, group.params.values()))]
-    problems = [
-        (None not in (epochs, steps) or not isinstance(number, Integral) or number < 0,
-         f"give exactly one of epochs and steps, a whole number, 0 or above; got epochs={epochs}, steps={steps}"),
-        (in_optimizer.isdisjoint(map(id, model.parameters())),
-         "this optimizer was made for another model: none of its parameters is in the model that is passed to fit; make the "
-         "optimizer again after the model"),
-        (missing, f"the unfreezing's groups {missing} are not in the optimizer, so they would never train; give the optimizer "
-                  "all groups from the start"),
-        (hasattr(unfreezing, "report") and val_loader is None,
-         f"{type(unfreezing).__name__} decides by validation metrics; give fit a val_loader"),
-        (schedule is not None and getattr(schedule, "optimizer", None) is not optimizer,
-         "schedule must be a torch scheduler of the optimizer that is passed to fit, for example one_cycle(optimizer, steps)"),
-        (checkpoint_every is not None
-         and (checkpoint is None or not isinstance(checkpoint_every, Integral) or checkpoint_every < 1),
-         f"checkpoint_every={checkpoint_every} must be a whole number, 1 or above; it needs checkpoint=…, the file to save to")]
-    for wrong, message in problems:
-        if wrong:
-            raise ValueError(message)
-    check_choice("schedule_every", schedule_every, ("step", "epoch"))
-    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
-        raise FileNotFoundError(f"no folder {Path(checkpoint).parent} to save the checkpoint in; make it first")
-    if unfreezing is not None and isinstance(model, DistributedDataParallel):
-        # It waits for the gradients of frozen parameters, unless told not to, and never averages those of parameters that were
-        # frozen when it was made: they would become different ones in each process.
-        averaged, total = model._get_ddp_logging_data()["num_parameter_tensors"], len(list(model.parameters()))
-        if not model.find_unused_parameters or averaged < total:
-            raise ValueError("unfreezing needs DistributedDataParallel(model, find_unused_parameters=True), made before the "
-                             f"model is frozen; this one has find_unused_parameters={model.find_unused_parameters} "
-                             f"and averages {averaged} of the model's {total} parameters")
+def _mean_loss(rows: list[dict], epoch: int) -> float:
+    """The mean training loss of an epoch, without the steps in which no label counted."""
+    losses = [row["loss"] for row in rows if row["epoch"] == epoch and math.isfinite(row["loss"])]
+    return sum(losses) / len(losses) if losses else math.nan
 
 
-def _total_steps(epochs, steps, batches, schedule, schedule_every, resuming) -> int:
-    if batches == 0:
-        raise ValueError("the train loader has no batch (is its batch_size above the number of images, with drop_last?)")
-    if steps is None and batches is None:
-        raise ValueError("this train loader has no length; pass steps=… in place of epochs=…")
-    total = steps if steps is not None else epochs * batches
-    if schedule_every == "step" and hasattr(schedule, "total_steps"):  # OneCycleLR, which raises after its last step
-        left = schedule.total_steps - (0 if resuming else schedule.last_epoch)
-        if total > left:
-            raise ValueError(f"the schedule has {left} steps left and the run has {total}; make the schedule with "
-                             f"total_steps={total}")
-    return total
+def _warn_of_length(*, said: int, gave: int) -> None:
+    if said != gave:
+        warnings.warn(f"the train loader said that it has {said} batches and gave {gave}, so a schedule that was made for the "
+                      "number it said ends elsewhere; give fit steps in place of epochs", stacklevel=4)
+
+
+def _grouped(batches: Iterator, size: int) -> Iterator[list]:
+    """Lists of ``size`` batches, and of what is left at the end; none is drawn before it is needed."""
+    return iter(lambda: list(islice(batches, size)), [])
+
+
+def _precision(model: nn.Module, autocast: torch.dtype | None):
+    return torch.autocast(device_of(model).type, autocast) if autocast is not None else nullcontext()
+
+
+def _at_least_single(outputs: Tensor) -> Tensor:
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+
+@contextmanager
+def optimizer_mode(optimizer: Optimizer, mode: str, *, afterwards: str) -> Iterator[None]:
+    """Tell an optimizer with the methods ``train()`` and ``eval()`` which weights the model shall have, inside and afterwards.
+
+    Schedule-free optimizers have them: they train other weights than those that one will use.
+    """
+    has_modes = all(callable(getattr(optimizer, method, None)) for method in ("train", "eval"))
+    if has_modes:
+        getattr(optimizer, mode)()
+    try:
+        yield
+    finally:
+        if has_modes:
+            getattr(optimizer, afterwards)()
+
+
+def _room_to_recompile(model: nn.Module, unfreezing):
+    """Let ``torch.compile`` compile a model anew for each state of an unfreezing; at its limit it would give up in silence."""
+    compiled = any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for module in model.modules())
+    if not compiled or unfreezing is None:
+        return nullcontext()
+    config, states = torch._dynamo.config, len(getattr(unfreezing, "groups", ())) + 1
+    return config.patch({name: states * getattr(config, name) for name in ("recompile_limit", "accumulated_recompile_limit")})
+
+
+def _new_or_resumed(checkpoint: str | Path | None, model: nn.Module, optimizer: Optimizer, schedule, unfreezing,
+                    loader: Iterable, *, steps: int | None, epochs: int | None,
+                    settings: dict) -> tuple[list[dict], checkpoints.RunState, Callable[[], None]]:
+    """The history's rows and how far the run is, at first or from its checkpoint, and the function that saves them."""
+    rows, state = [], checkpoints.RunState()
+    if checkpoint is None:
+        return rows, state, lambda: None
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule,
+             "unfreezing": unfreezing if hasattr(unfreezing, "state_dict") else None}
+    run = checkpoints.run_description(parts, loader, unfreezing, settings=settings)
+    if Path(checkpoint).exists():
+        rows, state, run = checkpoints.load(checkpoint, parts, loader, run, steps=steps, epochs=epochs)
+
+    def save() -> None:
+        _check_weights(model, optimizer)
+        checkpoints.save(checkpoint, parts, rows, state, loader, run)
+
+    if not rows:
+        save()  # a place that cannot be written, and a state that cannot be saved, are found before hours are lost
+    return rows, state, save
+
+
+def _check_weights(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise a DivergedError for weights that are not finite, which shall not replace those of the last checkpoint."""
+    for name, p in model.named_parameters():
+        if p.requires_grad and not p.isfinite().all():
+            raise DivergedError(f"a weight in {name}", float(p.detach()[~p.isfinite()][0]), current_rates(optimizer))

@@ -208,3 +208,47 @@ def test_the_optimizer_goes_on_as_if_there_had_been_no_test():
             optimizer.step()
         ends.append(model.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_batches_may_be_dictionaries_and_the_loss_the_models_own():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x, labels):
+            return {"loss": nn.functional.cross_entropy(self.fc(x), labels)}
+
+    torch.manual_seed(0)
+    model, x = Own(), torch.randn(32, 4)
+    loader = DataLoader([{"x": row, "labels": int(row[0] > 0)} for row in x], 16)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert lr_range_test(model, optimizer, loader, steps=20).frame["loss"].iloc[0] == pytest.approx(
+        float(model(x[:16], (x[:16, 0] > 0).long())["loss"].detach()))
+
+
+def test_an_optimizer_with_modes_trains_in_train_mode():
+    class WithModes(torch.optim.SGD):
+        training, modes = False, ()
+
+        def train(self):
+            self.training, self.modes = True, (*self.modes, "train")
+
+        def eval(self):
+            self.training, self.modes = False, (*self.modes, "eval")
+
+        def step(self, closure=None):
+            assert self.training
+            super().step(closure)
+
+    model, _, loader = learner()
+    optimizer = WithModes(model.parameters(), 0.1)
+    lr_range_test(model, optimizer, loader, steps=10)
+    assert optimizer.modes == ("train", "eval")
+
+
+def test_an_optimizer_that_finds_its_own_rates_has_none_to_test():
+    model, optimizer, loader = learner()
+    optimizer.param_groups[0]["lr"] = None
+    with pytest.raises(ValueError, match=r"finds the rates of stem itself \(lr is None\)"):
+        lr_range_test(model, optimizer, loader)

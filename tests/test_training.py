@@ -4,6 +4,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -23,7 +25,7 @@ from layerlr_helpers import (
     training,
     uniform,
 )
-from layerlr_helpers.training import fast_autocast
+from layerlr_helpers.training import DivergedError, fast_autocast
 from tests.runs import BATCHES, EPOCHS, SCHEDULES, STEPS, Augmented, Net, Run, same
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -374,3 +376,373 @@ def test_batches_go_to_where_the_model_is(device):
     fit(run.model, optimizer, run.loader, epochs=5, schedule=StepLR(optimizer, 10), progress=False)
     assert evaluate(run.model, run.val)["n"] == 4
     assert next(run.model.parameters()).device.type == device
+
+
+# Tasks other than one class an example
+
+
+class Tokens(nn.Module):
+    """Logits for each token of a sequence, with the classes in the dimension ``classes``."""
+
+    def __init__(self, classes=1):
+        super().__init__()
+        self.table, self.classes = nn.Embedding(5, 4), classes
+
+    def forward(self, tokens):
+        return self.table(tokens).movedim(-1, self.classes)
+
+
+class OwnLoss(nn.Module):
+    """Takes keywords and returns its own loss beside the logits, as the models of several libraries do."""
+
+    def __init__(self, shift=0):
+        super().__init__()
+        self.net, self.shift = Tokens(classes=-1), shift
+
+    def forward(self, tokens, labels=None):
+        logits = self.net(tokens)
+        if labels is None:
+            return {"logits": logits}
+        places = logits.shape[1] - self.shift
+        return {"loss": F.cross_entropy(logits[:, :places].flatten(0, 1), labels[:, self.shift:].flatten()), "logits": logits}
+
+
+def tagged(n, seed=0, unlabelled=0.4):
+    generator = torch.Generator().manual_seed(seed)
+    tokens, labels = torch.randint(5, (n, 6), generator=generator), torch.randint(4, (n, 6), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < unlabelled] = -100
+    return tokens, labels
+
+
+def numbers(n, columns):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 6, generator=generator), torch.rand(n, columns, generator=generator)
+
+
+def as_dictionaries(tokens, labels):
+    return {"tokens": tokens, "labels": labels}
+
+
+X, SOFT = numbers(9, 3)
+TOKENS, TAGS = tagged(9)
+KINDS = torch.arange(9) % 3
+TASKS = {  # name: model, inputs, labels, loss_fn, the form of a batch, is there an accuracy?
+    "classes": (lambda: nn.Linear(6, 3), X, KINDS, None, None, True),
+    "class weights": (lambda: nn.Linear(6, 3), X, KINDS, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.2])), None, True),
+    "summed": (lambda: nn.Linear(6, 3), X, KINDS, nn.CrossEntropyLoss(reduction="sum"), None, True),
+    "soft labels": (lambda: nn.Linear(6, 3), X, SOFT, None, None, False),
+    "many labels": (lambda: nn.Linear(6, 3), X, SOFT.round(), F.binary_cross_entropy_with_logits, None, False),
+    "yes or no": (lambda: nn.Linear(6, 1), X, SOFT[:, :1].round(), nn.BCEWithLogitsLoss(), None, True),
+    "yes or no, whole numbers": (lambda: nn.Linear(6, 1), X, KINDS % 2, nn.BCEWithLogitsLoss(), None, True),
+    "regression": (lambda: nn.Linear(6, 1), X, SOFT[:, 0], F.mse_loss, None, False),
+    "tokens": (Tokens, TOKENS, TAGS, None, None, True),
+    "tokens, classes last": (lambda: Tokens(-1), TOKENS, TAGS, None, None, True),
+    "tokens, a loss of one's own": (lambda: Tokens(-1), TOKENS, TAGS,
+                                    lambda o, y: F.cross_entropy(o.flatten(0, 1), y.flatten()), None, True),
+    "the model's own loss": (OwnLoss, TOKENS, TAGS, None, as_dictionaries, True),
+    "a language model's": (lambda: OwnLoss(shift=1), TOKENS, TAGS, None, as_dictionaries, True)}
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@pytest.mark.parametrize("sizes", [(3, 1, 5), (4, 4, 1)], ids=str)
+def test_every_task_has_the_same_step_and_scores_from_small_batches_as_from_a_large_one(task, sizes):
+    make, inputs, labels, loss_fn, form, has_accuracy = task
+    batches = [(form or (lambda *pair: pair))(*part)
+               for part in zip(inputs.split(sizes), labels.split(sizes), strict=True)]
+    whole = [(form or (lambda *pair: pair))(inputs, labels)]
+    torch.manual_seed(0)
+    first, scores, rows = make(), [], []
+    for loader in (batches, whole):
+        model = copy.deepcopy(first)
+        history = fit(model, torch.optim.SGD(model.parameters(), 0.1), loader, steps=1, accumulate=len(loader), loss_fn=loss_fn,
+                      val_loader=loader, progress=False)
+        rows.append({name: value for name, value in history.rows[0].items() if name != "lr"})
+        scores.append({**evaluate(model, loader, loss_fn=loss_fn), "weights": [p.tolist() for p in model.parameters()]})
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(rows[0], rows[1], rtol=1e-5, atol=1e-6)
+    assert ("accuracy" in rows[0]) == ("val_accuracy" in rows[0]) == ("accuracy" in scores[0]) == has_accuracy
+    assert scores[0]["n"] == 9
+
+
+@settings(max_examples=60)
+@given(outputs=st.sampled_from([(4, 3), (4, 3, 2), (4, 2, 3), (4, 3, 3), (4, 1), (4,), (3, 3)]),
+       labels=st.sampled_from([(4,), (4, 1), (4, 2), (4, 3), (3,), (3, 3)]), whole=st.booleans(), ignored=st.booleans(),
+       loss_fn=st.sampled_from([None, F.binary_cross_entropy_with_logits, F.mse_loss, lambda o, y: o.mean()]))
+def test_an_accuracy_is_between_0_and_1_or_there_is_none(outputs, labels, whole, ignored, loss_fn):
+    class Fixed(nn.Linear):
+        def forward(self, x):
+            return torch.randn(outputs)
+
+    y = torch.randint(3, labels) if whole else torch.rand(labels)
+    if ignored:
+        y.view(-1)[0] = -100
+    try:
+        scores = evaluate(Fixed(1, 1), [(torch.zeros(len(y), 1), y)] * 2, loss_fn=loss_fn)
+    except (RuntimeError, ValueError, IndexError, UserWarning):  # no such loss is defined for these shapes
+        return
+    assert 0 <= scores.get("accuracy", 0.5) <= 1
+
+
+def test_several_inputs_are_taken_from_a_loader_of_pairs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 2)
+
+        def forward(self, a, b):
+            return self.fc(torch.cat([a, b], 1))
+
+    data = [((torch.randn(4), torch.randn(4)), i % 2) for i in range(6)]
+    model = Two()
+    history = fit(model, torch.optim.SGD(model.parameters(), 0.1), DataLoader(data, 3), epochs=2, progress=False)
+    assert len(history.rows) == 4
+    assert evaluate(model, DataLoader(data, 4))["n"] == 6
+
+
+@pytest.mark.parametrize("batch", [(X, KINDS, KINDS), {"input": X, "mask": X, "labels": KINDS}, {"input": X}, X, "text"],
+                         ids=["three", "unknown key", "no labels", "tensor", "text"])
+def test_a_batch_that_fit_cannot_take_is_an_error_before_a_weight_moves(batch):
+    model = nn.Linear(6, 3)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"a batch is|the batch has mask"):
+        fit(model, torch.optim.SGD(model.parameters(), 0.1), [batch], epochs=1, progress=False)
+    assert same(model.state_dict(), before)
+
+
+def test_metrics_are_in_place_of_the_accuracy_and_are_seen_wherever_it_is(capfd, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    monkeypatch.setattr(training, "tqdm", partial(training.tqdm, mininterval=0))
+    model = nn.Linear(6, 1)
+    loader = DataLoader(TensorDataset(X, SOFT[:, :1]), 4)
+
+    def error(outputs, labels):
+        return (outputs - labels).abs().mean()
+
+    history = fit(model, torch.optim.SGD(model.parameters(), 0.1), loader, epochs=2, loss_fn=F.mse_loss, val_loader=loader,
+                  metrics={"error": error})
+    assert list(history.to_frame()) == ["step", "epoch", "loss", "error", "lr/group 0", "val_loss", "val_error"]
+    assert history.rows[-1]["val_error"] == pytest.approx(float(error(model(X), SOFT[:, :1]).detach()))
+    assert list(evaluate(model, loader, loss_fn=F.mse_loss, metrics={})) == ["loss", "n"]
+    assert "epoch 2, loss" in (bar := capfd.readouterr().err)
+    assert ", error 0." in bar
+
+
+# Steps of several batches, and of one that is too steep
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_steps_of_several_batches_count_as_one_for_schedules_plans_and_checkpoints(tmp_path, every):
+    def run(**arguments):
+        made = Run(unfreezing="plan", n=50)
+        schedule = one_cycle(made.optimizer, EPOCHS * -(-13 // every))
+        return made, made.arguments | {"schedule": schedule, "accumulate": every} | arguments
+
+    whole, arguments = run()
+    history = fit(**arguments, epochs=EPOCHS)
+    steps = -(-len(whole.loader) // every)
+    assert [row["epoch"] for row in history.rows] == [epoch for epoch in range(EPOCHS) for _ in range(steps)]
+    assert history.to_frame()["lr/stem"].gt(0).idxmax() == min(10, len(history.rows)) or len(history.rows) <= 10
+    calls = []
+
+    def interrupted(logits, labels):
+        calls.append(1)
+        if len(calls) == len(whole.loader) + every + 1:
+            raise KeyboardInterrupt
+        return F.cross_entropy(logits, labels)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(**run(loss_fn=interrupted, val_loader=None)[1], epochs=EPOCHS, checkpoint=tmp_path / "x.pt", checkpoint_every=1)
+    resumed, arguments = run(val_loader=None)
+    resumed_rows = fit(**arguments, epochs=EPOCHS, checkpoint=tmp_path / "x.pt").rows
+    unbroken, arguments = run(val_loader=None)
+    assert resumed_rows == fit(**arguments, epochs=EPOCHS).rows
+    assert same(resumed.model.state_dict(), unbroken.model.state_dict())
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"clip_grad_norm": 1.0}])
+def test_a_run_with_other_steps_does_not_resume(tmp_path, changes):
+    fit(**Run().arguments, steps=2, checkpoint=tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=f"where settings / {next(iter(changes))} was"):
+        fit(**Run().arguments | changes, steps=4, checkpoint=tmp_path / "x.pt")
+
+
+def test_a_long_gradient_is_scaled_down_to_its_largest_norm():
+    models = [nn.Linear(6, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    batch = (100 * X, KINDS)
+    for model, clip in zip(models, (None, 0.5), strict=True):
+        fit(model, torch.optim.SGD(model.parameters(), 1.0), [batch], steps=1, clip_grad_norm=clip, progress=False)
+    gradients = [torch.cat([p.grad.flatten() for p in model.parameters()]) for model in models]
+    assert gradients[0].norm() > 1
+    torch.testing.assert_close(gradients[1], gradients[0] * 0.5 / gradients[0].norm())
+
+
+def test_a_batch_without_a_label_that_counts_teaches_nothing_and_stops_nothing():
+    torch.manual_seed(0)
+    model = Tokens()
+    before, nothing = copy.deepcopy(model.state_dict()), (TOKENS, torch.full_like(TAGS, -100))
+    history = fit(model, torch.optim.SGD(model.parameters(), 0.1), [nothing], epochs=1, progress=False)
+    assert same(model.state_dict(), before)
+    assert history.to_frame()["loss"].isna().all()
+    with_it, without = (copy.deepcopy(model) for _ in range(2))
+    for each, loader in ((with_it, [(TOKENS, TAGS), nothing]), (without, [(TOKENS, TAGS)])):
+        fit(each, torch.optim.SGD(each.parameters(), 0.1), loader, epochs=1, accumulate=2, progress=False)
+    assert same(with_it.state_dict(), without.state_dict())
+    with pytest.raises(ValueError, match="no label that counts"):
+        evaluate(model, [nothing])
+
+
+@pytest.mark.parametrize("found", ["loss", "gradient", "validation", "weight"])
+def test_a_run_that_diverges_stops_with_its_history_and_keeps_the_last_good_checkpoint(tmp_path, found):
+    run, calls = Run(schedule="none"), []
+
+    def breaks(logits, labels):
+        calls.append(logits.requires_grad)
+        loss = F.cross_entropy(logits, labels)
+        if calls.count(True) < 2 * BATCHES or found == "weight" or (found == "validation") == logits.requires_grad:
+            return loss
+        return loss + (0 * logits).abs().sqrt().sum() if found == "gradient" else loss * float("nan")
+
+    arguments = run.arguments | {"loss_fn": breaks, "val_loader": None if found == "weight" else run.val}
+    if found == "gradient":
+        arguments["clip_grad_norm"] = 1.0
+    if found == "weight":  # the loss is still finite, and then the step is too large
+        step = run.optimizer.step
+        run.optimizer.step = lambda: (step(), run.model.head.bias.data.fill_(1.0 if len(calls) < 2 * BATCHES else float("inf")))
+    path = tmp_path / "x.pt"
+    with pytest.raises(DivergedError, match=r"(nan|inf) at step \d, with the rates stem .*, head 0.05\. Training") as error:
+        fit(**arguments, epochs=EPOCHS, checkpoint=path)
+    steps = 2 * BATCHES - (found in ("loss", "gradient"))
+    assert error.value.step == len(error.value.history.rows) == steps
+    assert list(error.value.rates) == list(error.value.history.rows[-1]["lr"])
+    saved = torch.load(path, weights_only=True)
+    assert saved["state"]["epoch"] == 1
+    assert all(value.isfinite().all() for value in saved["parts"]["model"].values())
+
+
+def test_the_weights_are_those_before_the_step_that_failed():
+    model = nn.Linear(6, 3)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(DivergedError, match=r"the loss is nan, with the rates group 0 0\.1"):
+        train_step(model, torch.optim.SGD(model.parameters(), 0.1), X * float("nan"), KINDS)
+    assert same(model.state_dict(), before)
+
+
+# Optimizers and loaders that are not what they seem
+
+
+class Averaging(torch.optim.SGD):
+    """Trains fast weights, and shows their mean in eval mode, as schedule-free optimizers do."""
+
+    def __init__(self, params):
+        super().__init__(params, 0.5)
+        for group in self.param_groups:
+            group["training"], group["steps"] = False, 0
+
+    def swap(self, training):
+        for group in self.param_groups:
+            if group["training"] != training:
+                for p in group["params"]:
+                    if "other" in self.state[p]:
+                        other = self.state[p]["other"]
+                        self.state[p]["other"] = p.detach().clone()
+                        p.data.copy_(other)
+            group["training"] = training
+
+    def train(self):
+        self.swap(True)
+
+    def eval(self):
+        self.swap(False)
+
+    def step(self, closure=None):
+        assert all(group["training"] for group in self.param_groups)
+        super().step(closure)
+        for group in self.param_groups:
+            group["steps"] += 1
+            for p in group["params"]:
+                mean = self.state[p].get("other", torch.zeros_like(p))
+                self.state[p]["other"] = mean + (p.detach() - mean) / group["steps"]
+
+
+def test_an_optimizer_with_modes_trains_in_one_and_is_judged_and_left_in_the_other():
+    torch.manual_seed(0)
+    model, loader = nn.Linear(6, 3), [(X[:5], KINDS[:5]), (X[5:], KINDS[5:])]
+    optimizer = Averaging(model.parameters())
+    history = fit(model, optimizer, loader, epochs=3, val_loader=loader, progress=False)
+    assert not optimizer.param_groups[0]["training"]
+    assert history.rows[-1]["val_loss"] == evaluate(model, loader)["loss"]
+    steps = fit(model, optimizer, loader, steps=1, val_loader=loader, progress=False)  # ends within an epoch
+    assert steps.rows[-1]["val_loss"] == evaluate(model, loader)["loss"]
+    optimizer.train()
+    assert steps.rows[-1]["val_loss"] != evaluate(model, loader)["loss"]
+
+
+def test_an_optimizer_with_modes_resumes_exactly(tmp_path):
+    def run(**arguments):
+        torch.manual_seed(0)
+        model, loader = nn.Linear(6, 3), [(X[:5], KINDS[:5]), (X[5:], KINDS[5:])]
+        optimizer = Averaging(model.parameters())
+        rows = fit(model, optimizer, loader, val_loader=loader, progress=False, **arguments).rows
+        return rows, model.state_dict(), optimizer.state_dict()
+
+    run(epochs=2, checkpoint=tmp_path / "x.pt")
+    assert same(run(epochs=4, checkpoint=tmp_path / "x.pt"), run(epochs=4))
+    assert same(run(epochs=4, checkpoint=tmp_path / "x.pt"), run(epochs=4))  # a run that is done already
+
+
+class Mistaken:
+    """A loader that gives another number of batches than it says."""
+
+    def __init__(self, says, gives):
+        self.says, self.gives = says, gives
+
+    def __len__(self):
+        return self.says
+
+    def __iter__(self):
+        return iter([(X, KINDS)] * self.gives)
+
+
+@pytest.mark.parametrize("gives", [2, 6])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_loader_that_gives_more_or_fewer_batches_than_it_said_has_the_epochs_that_were_asked_for(tmp_path, gives, accumulate):
+    def run(**arguments):
+        model = nn.Linear(6, 3)
+        return fit(model, torch.optim.SGD(model.parameters(), 0.1), Mistaken(4, gives), val_loader=[(X, KINDS)], progress=False,
+                   accumulate=accumulate, **arguments).to_frame()
+
+    each = -(-gives // accumulate)
+    frame = run(epochs=3, checkpoint=tmp_path / "x.pt")
+    assert frame["epoch"].tolist() == [epoch for epoch in range(3) for _ in range(each)]
+    assert frame["val_loss"].notna().sum() == 3
+    assert len(run(epochs=4, checkpoint=tmp_path / "x.pt")) == 4 * each
+    for steps in range(1, 9):
+        frame = run(steps=steps)
+        assert frame["epoch"].tolist() == [step // each for step in range(steps)]
+        assert frame["val_loss"].notna().iloc[-1]
+
+
+def test_a_schedule_that_was_made_for_a_mistaken_length_is_warned_of():
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.warns(UserWarning, match="said that it has 4 batches and gave 3.*give fit steps in place of epochs"):
+        fit(model, optimizer, Mistaken(4, 3), epochs=1, schedule=one_cycle(optimizer, 4), progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_is_compiled_for_each_step_of_a_plan(in_place):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = nn.Sequential(*[nn.Linear(6, 6) for _ in range(12)])
+    groups = layer_groups(model)
+    optimizer = torch.optim.SGD(param_groups(groups, uniform(0.01)))
+    compiled = model if in_place else torch.compile(model, backend="eager")
+    if in_place:
+        model.compile(backend="eager")
+    limit = torch._dynamo.config.recompile_limit
+    fit(compiled, optimizer, [(X, KINDS)], steps=len(groups), val_loader=[(X, KINDS)], progress=False,
+        unfreezing=ProgressiveUnfreezing(groups, UnfreezePlan.top_down(groups, every=1)))
+    assert len(groups) > limit == torch._dynamo.config.recompile_limit
+    assert not torch._dynamo.utils.counters["unimplemented"]

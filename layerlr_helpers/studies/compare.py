@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerlr_helpers.features import cached_head
 from layerlr_helpers.guards import seeded
+from layerlr_helpers.history import DivergedError
 from layerlr_helpers.images import ImageSet, few_shot_split
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18, prepared_model
@@ -170,8 +171,13 @@ def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> di
     start = perf_counter()
     with seeded(seed, task.device):  # for dropout
         trained, data = cached_head(model, groups, train, unfreezing) or (model, train)
-        fit(trained, optimizer, shuffled(data), steps=steps, schedule=schedule, unfreezing=unfreezing, autocast=autocast,
-            progress=False)
+        try:
+            fit(trained, optimizer, shuffled(data), steps=steps, schedule=schedule, unfreezing=unfreezing, autocast=autocast,
+                progress=False)
+        except DivergedError:  # a result like any other: with this gradient no weight that trains would have stayed a number
+            for p in trained.parameters():
+                if p.requires_grad:
+                    p.detach().fill_(float("nan"))
     seconds = perf_counter() - start
     # A loader without a generator takes a number from the global one.
     scores = evaluate(model, DataLoader(scored, 256, generator=torch.Generator()), autocast=autocast)

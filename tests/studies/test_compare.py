@@ -1,5 +1,6 @@
 """A fair contest of strategies: what is the same for all runs, what is chosen, and what is recorded."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -325,3 +326,13 @@ def test_a_missing_folder_of_results_is_named_before_anything_runs(task, made, t
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere to record results in"):
         compare([ONE_RATE], task, seeds=[0], results=tmp_path / "nowhere" / "rows.csv")
     assert not made
+
+
+def test_a_run_that_diverges_is_a_result_like_any_other(task):
+    task = replace(task, epochs=4)
+    test = few_shot_split(task.data, 1, val_per_class=2, seed=0)[2]
+    for plan in (None, lambda groups, steps: UnfreezePlan({"head": 0})):  # through the network, and on cached features
+        row = compare_module.run(Strategy("steep", uniform(1e30), plan=plan, schedule=None), task, 0)
+        assert math.isnan(row["loss"])
+        assert row["accuracy"] == round(float((test.labels == 0).double().mean()), 4)  # it always names the first class
+        assert row["steps"] == 8
