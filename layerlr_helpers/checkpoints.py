@@ -5,31 +5,25 @@ tensors, numbers and words only, and is read with ``weights_only=True``.
 """
 
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from layerlr_helpers.files import write_whole
+from layerlr_helpers.files import torch_save, write_whole
 from layerlr_helpers.guards import generators, random_state, samplers, set_random_state
+from layerlr_helpers.optimizer_state import kept_outside, load_exactly, what_is_missing
 from layerlr_helpers.param_groups import named
-from layerlr_helpers.schedules import peak_rate
+from layerlr_helpers.run_settings import first_difference, options, schedule_settings, unfreezing_settings, unmoved
 
-FORMAT = 3
-
-# What a schedule was made with, where torch's schedulers have it in their state; the rest is how far it has come.
-_SCHEDULE_SETTINGS = ("total_steps", "total_iters", "T_max", "T_0", "step_size", "milestones", "gamma", "base_lrs",
-                      "lr_lambdas")
-# Not compared: a run may go on elsewhere, with the implementation that is fast there.
-_IMPLEMENTATION = {"params", "foreach", "fused", "capturable", "differentiable"}
+FORMAT = 4
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that a run cannot go on from."""
+    """A checkpoint that a run cannot go on from, also one that would be, if it were saved."""
 
 
 @dataclass
@@ -61,38 +55,54 @@ class RunState:
             raise ValueError("the train loader gave no batch")
 
 
-def run_description(parts: dict, loader: Iterable, unfreezing=None) -> dict:
+def run_description(parts: dict, loader: Iterable, unfreezing=None, settings: Mapping[str, object] | None = None) -> dict:
     """What a run was given, in plain numbers and words, to compare with the run that resumes it.
 
-    Of two lists each entry must be the same. Of two dictionaries, what only one of them has is not compared.
+    ``settings`` are further plain values to compare, such as ``{"accumulate": 4}``. A loader whose batches a resumed run could
+    not have again is a ValueError.
     """
-    groups = named(parts["optimizer"])
-    schedule_state = _plain(parts["schedule"].state_dict()) if parts["schedule"] is not None else {}
+    if getattr(loader, "persistent_workers", False):
+        raise ValueError("a run with a checkpoint needs a DataLoader with persistent_workers=False: workers that live on from "
+                         "epoch to epoch keep random numbers that no checkpoint can hold, so that a resumed run would have "
+                         "other batches")
+    if not getattr(loader, "in_order", True):
+        raise ValueError("a run with a checkpoint needs a DataLoader with in_order=True: otherwise batches come as the workers "
+                         "finish them, and a resumed run would leave out others than those that it had")
+    model_state, groups = parts["model"].state_dict(), named(parts["optimizer"])
     return {
-        "model": sorted(f"{name} {tuple(getattr(value, 'shape', ()))}" for name, value in parts["model"].state_dict().items()),
+        "model": sorted(f"{name} {tuple(getattr(value, 'shape', ()))}" for name, value in model_state.items()),
+        "precision": {name: str(value.dtype) for name, value in model_state.items() if isinstance(value, Tensor)},
         "type": {name: type(part).__name__ for name, part in parts.items() if name != "model"},
         "parameter group": [f"{name} {[tuple(p.shape) for p in group['params']]}" for name, group in groups.items()],
-        "options": {name: _options(group) for name, group in groups.items()},
-        "schedule": {name: repr(schedule_state[name]) for name in _SCHEDULE_SETTINGS if name in schedule_state},
+        "options": {name: options(group) for name, group in groups.items()},
+        "optimizer": kept_outside(parts["optimizer"]),
+        "schedule": schedule_settings(parts["schedule"]),
         "train loader": {"batches": str(length(loader)), "generators": len(generators(loader))},
-        **_unfreezing_settings(unfreezing)}
+        "settings": dict(settings or {}),
+        **unfreezing_settings(unfreezing)}
 
 
 def save(path: str | Path, parts: dict, rows: list[dict], state: RunState, loader: Iterable, run: dict) -> None:
     """Save the ``state_dict`` of each of ``parts`` (None stays None), the history and how far the run is, atomically.
 
-    ``run`` is the :func:`run_description` of the beginning. Options that the run itself has moved since are left out of it.
-    A state with an object that a reader with ``weights_only=True`` would refuse is a ValueError.
+    ``run`` is the :func:`run_description` of the beginning. What the run itself has moved since is left out of it.
+    A state with an object that a reader with ``weights_only=True`` would refuse is a ValueError, and so is an optimizer
+    that keeps more than its state_dict() holds. A file that cannot be written is an OSError.
     """
-    now = {name: _options(group) for name, group in named(parts["optimizer"]).items()}
-    options = {name: {option: value for option, value in began.items() if now[name].get(option) == value}
-               for name, began in run["options"].items()}
-    content = {"format": FORMAT, "run": run | {"options": options}, "rows": rows,
-               "state": vars(replace(state, rng=random_state(loader))),
-               "parts": {name: None if part is None else _plain(part.state_dict()) for name, part in parts.items()}}
+    states = {name: None if part is None else _plain(part.state_dict()) for name, part in parts.items()}
+    if problem := what_is_missing(parts["optimizer"], states["optimizer"], run["optimizer"]):
+        raise CheckpointError(f"cannot save to {path}: {problem}, so a run could not go on from there; train without a "
+                              "checkpoint, or let its state_dict() hold all of its state")
+    now = {name: options(group) for name, group in named(parts["optimizer"]).items()}
+    numbers = {name: value for name, value in kept_outside(parts["optimizer"]).items() if not isinstance(value, str)}
+    run = run | {"options": {name: unmoved(began, now[name]) for name, began in run["options"].items()},
+                 "optimizer": unmoved(run["optimizer"], numbers),  # without tensors, which may have begun at random
+                 "schedule": unmoved(run["schedule"], schedule_settings(parts["schedule"]))}
+    content = {"format": FORMAT, "run": run, "rows": rows, "state": vars(replace(state, rng=random_state(loader))),
+               "parts": states}
 
     def write(temporary: Path) -> None:
-        torch.save(content, temporary)
+        torch_save(content, temporary)
         if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
             raise ValueError(f"cannot save to {path}: the model, the optimizer or the schedule has {', '.join(unsafe)} in its "
                              "state_dict(), where only tensors, numbers and text can be read back safely")
@@ -100,24 +110,31 @@ def save(path: str | Path, parts: dict, rows: list[dict], state: RunState, loade
     write_whole(path, write)
 
 
-def load(path: str | Path, parts: dict, loader: Iterable, run: dict, last_step: int) -> tuple[list[dict], RunState, dict]:
+def load(path: str | Path, parts: dict, loader: Iterable, run: dict, *, steps: int | None,
+         epochs: int | None) -> tuple[list[dict], RunState, dict]:
     """Load what :func:`save` wrote into ``parts``; return the history's rows, how far the run is, and its description.
 
-    A file that is damaged, is of a run that began otherwise than ``run`` describes, or is further than ``last_step``, is a
-    CheckpointError, and changes nothing.
+    A file that is damaged, is of a run that began otherwise than ``run`` describes, or is further than ``steps`` or ``epochs``
+    (whichever is not None), is a CheckpointError, and changes nothing.
     """
     saved = _read(path)
     state = RunState(**saved["state"])
-    problem = _first_difference(saved["run"], run)
-    if problem is None and state.step > last_step:
-        problem = f"it is at step {state.step}, further than the {last_step} steps that are asked for"
+    problem = first_difference(saved["run"], run)
+    if problem is None and steps is not None and state.step > steps:
+        problem = f"it is at step {state.step}, further than the {steps} steps that are asked for"
+    if problem is None and epochs is not None and (state.epoch, state.batch) > (epochs, 0):
+        problem = f"it is at batch {state.batch} of epoch {state.epoch}, counted from 0, and {epochs} epochs are asked for"
     if problem is not None:
         raise CheckpointError(f"cannot resume from {path}: {problem}; move it away to start anew")
+    if all(callable(getattr(parts["optimizer"], mode, None)) for mode in ("train", "eval")):
+        parts["optimizer"].train()  # as when it was saved: not every optimizer with modes has its mode in its state_dict()
     for name, part in parts.items():
-        if part is not None:
+        if name == "optimizer":
+            load_exactly(part, saved["parts"][name])
+        elif part is not None:
             part.load_state_dict(saved["parts"][name])
     set_random_state(state.rng, loader)
-    return saved["rows"], state, saved["run"]
+    return saved["rows"], state, saved["run"] | {"optimizer": run["optimizer"] | saved["run"]["optimizer"]}
 
 
 def step(path: str | Path) -> int:
@@ -153,46 +170,3 @@ def _plain(state):
     if type(state) is dict:
         return {name: _plain(value) for name, value in state.items()}
     return type(state)(map(_plain, state)) if type(state) in (list, tuple) else state
-
-
-def _first_difference(saved, present, where: str = "") -> str | None:
-    """The first difference between two descriptions, in words."""
-    if isinstance(saved, dict):
-        pairs = [(f"{where} / {name}", saved[name], present[name]) for name in saved if name in present]
-    elif isinstance(saved, list):
-        pairs = [(where, *pair) for pair in zip_longest(saved, present, fillvalue="nothing")]
-    elif saved != present:
-        return f"it is of another run, where {where[3:]} was {str(saved)[:80]}; in this run it is {str(present)[:80]}"
-    else:
-        return None
-    return next(filter(None, (_first_difference(before, now, what) for what, before, now in pairs)), None)
-
-
-def _options(group: dict) -> dict:
-    """The numbers in a parameter group, as they were before a schedule moved them."""
-    options = {name: value for name, value in group.items() if name not in _IMPLEMENTATION}
-    if "lr" in group:
-        options["lr"] = peak_rate(group)
-    if "max_momentum" in group:  # a one-cycle schedule moves the momentum between this and base_momentum
-        options.pop("momentum", None)
-        options["betas"] = tuple(group.get("betas", ()))[1:]
-    return {name: number for name, value in options.items() if (number := _number_or_numbers(value)) is not None}
-
-
-def _number_or_numbers(value) -> float | tuple | None:
-    if isinstance(value, (list, tuple)):
-        numbers = tuple(map(_number_or_numbers, value))
-        return None if None in numbers else numbers
-    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
-        value = value.item()
-    return value if isinstance(value, (bool, int, float)) else None
-
-
-def _unfreezing_settings(unfreezing) -> dict[str, list[str]]:
-    """When layers unfreeze; nothing, if an unfreezing of the user's own has no plan and no ``batch_norm`` to tell it by."""
-    changes = hasattr(unfreezing, "state_dict")  # then the plan is a part of its state
-    plan = getattr(unfreezing, "plan", None) if not changes else None
-    settings = [f"first step of {name} {first}" for name, first in getattr(plan, "first_steps", {}).items()]
-    if isinstance(batch_norm := getattr(unfreezing, "batch_norm", None), str):
-        settings.append(f"batch_norm {batch_norm}")
-    return {"unfreezing": settings} if settings or unfreezing is None else {}

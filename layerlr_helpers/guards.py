@@ -1,12 +1,16 @@
 """Putting things back: modes, buffers, weights and random numbers, after a model was looked at or tried out."""
 
 import copy
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from layerlr_helpers.optimizer_state import load_exactly
 
 
 @contextmanager
@@ -43,8 +47,8 @@ def training_undone(model: nn.Module, optimizer: Optimizer, loader: Iterable) ->
             for p, values, grad in weights:
                 p.copy_(values)
                 p.grad = grad
-        optimizer.load_state_dict(optimizer_state)
         set_random_state(random_numbers, loader)
+        load_exactly(optimizer, optimizer_state)
 
 
 @contextmanager
@@ -60,14 +64,18 @@ def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
 
 
 def random_state(loader: Iterable) -> dict:
-    """The state of torch's random generators and of the loader's own."""
+    """The state of torch's, Python's and NumPy's random generators and of the loader's own, in tensors and plain numbers."""
+    name, key, *rest = np.random.get_state()  # noqa: NPY002 (the global generator is what many augmentations draw from)
     return {"cpu": torch.get_rng_state(), "loader": [g.get_state() for g in generators(loader)],
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "python": random.getstate(), "numpy": (name, key.tolist(), *rest)}
 
 
 def set_random_state(state: dict, loader: Iterable) -> None:
-    """Put torch's random generators and the loader's own into a recorded state."""
+    """Put the random generators of :func:`random_state` into a recorded state."""
     torch.set_rng_state(state["cpu"])
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
     for generator, saved in zip(generators(loader), state["loader"], strict=True):
         generator.set_state(saved)
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):  # else the run has moved to another machine

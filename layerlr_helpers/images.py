@@ -3,9 +3,10 @@
 An :class:`ImageSet` holds all its images in memory, so that an epoch costs no file access.
 """
 
+import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize, pil_to_tensor
+
+from layerlr_helpers.files import is_utf8, shown
 
 # ImageNet's channel statistics: the built-in data use them too, so one network input convention serves all weights.
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -126,9 +129,11 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
     the middle of an epoch. ``unreadable`` says what to do with one: ``"raise"``, or ``"skip"`` with a warning.
     Photographs are turned upright, transparent images laid on white, hidden files and folders left out. Files that do not
     end like an image that Pillow reads (.heic, .mp4) are left out too; a warning counts them, but for texts and tables.
-    Pixels of 16 bits are scaled to 8, and so are floats of 0 to 1.
+    Pixels of 16 bits are scaled to 8, and so are floats of 0 to 1. Links to files and folders are followed; one that leads
+    nowhere, or back to a folder that it is in, counts as unreadable.
     ``factors["file"]`` is each image's place in the list of all files, sorted by class and name.
-    A ValueError says what is wrong with a folder: no classes, splits (train, val, …) in their place, a class without images.
+    A ValueError says what is wrong with a folder: no classes, splits (train, val, …) in their place, a class without images,
+    a class that is a link to nothing, a class's name that is not UTF-8 and so could not be written down.
     """
     if unreadable not in ("raise", "skip"):
         raise ValueError(f"unreadable must be 'raise' or 'skip', not {unreadable!r}")
@@ -136,8 +141,10 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
     path = Path(path).expanduser()
     folders = _class_folders(path)
     images, labels, places, errors = [], [], [], {}
-    for place, (label, file) in enumerate(_image_files(folders)):
+    for place, (label, file, problem) in enumerate(_image_files(path, folders)):
         try:
+            if problem:
+                raise OSError(problem)
             images.append(_read_image(file, image_size))
             labels.append(label)
             places.append(place)
@@ -145,12 +152,12 @@ def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "
             errors[file] = error
     if errors and unreadable == "raise":
         file, error = next(iter(errors.items()))
-        raise ValueError(f"{len(errors)} unreadable file(s), the first is {file} ({error}); mend it, or pass "
+        raise ValueError(f"{len(errors)} unreadable file(s), the first is {shown(file)} ({error}); mend it, or pass "
                          "unreadable='skip' (on the command line --skip-unreadable)") from error
     if errors:
-        warnings.warn(f"skipped {len(errors)} unreadable file(s): {', '.join(map(str, errors))}", stacklevel=2)
+        warnings.warn(f"skipped {len(errors)} unreadable file(s): {', '.join(map(shown, errors))}", stacklevel=2)
     if empty := [folder.name for label, folder in enumerate(folders) if label not in set(labels)]:
-        raise ValueError(f"class folder(s) {empty} of {path} contain no image that can be read (.jpg, .png, .webp, …)")
+        raise ValueError(f"class folder(s) {empty} of {shown(path)} contain no image that can be read (.jpg, .png, .webp, …)")
     return ImageSet(torch.stack(images), torch.tensor(labels), tuple(folder.name for folder in folders),
                     {"file": torch.tensor(places)})
 
@@ -163,37 +170,79 @@ def check_image_size(image_size: int) -> None:
 
 def _class_folders(path: Path) -> list[Path]:
     if not path.is_dir():
-        raise FileNotFoundError(f"no folder {path}")
+        raise FileNotFoundError(f"no folder {shown(path)}")
     folders = _subfolders(path)
-    if not folders:
-        raise ValueError(f"{path} has no subfolders; put the images of each class into a subfolder of its own")
-    if all(folder.name.lower() in SPLITS for folder in folders) and any(map(_subfolders, folders)):
+    if folders and all(folder.name.lower() in SPLITS for folder in folders) and any(map(_subfolders, folders)):
         example = next((folder for folder in folders if folder.name.lower().startswith("train")), folders[0])
-        raise ValueError(f"the folders {', '.join(folder.name for folder in folders)} in {path} are parts of the data and no "
-                         f"classes; pass one whose subfolders are the classes, e.g. {example}")
+        raise ValueError(f"the folders {', '.join(folder.name for folder in folders)} in {shown(path)} are parts of the data "
+                         f"and no classes; pass one whose subfolders are the classes, e.g. {shown(example)}")
+    for entry in _not_hidden(path):
+        if (problem := _link_problem(entry, [path.resolve()])) and not (_is_image(entry) or _is_note(entry)):
+            raise ValueError(f"the class {shown(entry)} cannot be read: {problem}; mend the link or remove it")
+    if not folders:
+        raise ValueError(f"{shown(path)} has no subfolders; put the images of each class into a subfolder of its own")
+    if bad := [str(os.fsencode(folder.name)) for folder in folders if not is_utf8(folder.name)]:
+        raise ValueError(f"the names of the class folders {', '.join(bad)} in {shown(path)} are not UTF-8, so that no report "
+                         "could name these classes; rename them")
     return folders
 
 
-def _image_files(folders: Sequence[Path]) -> list[tuple[int, Path]]:
-    """``(label, file)`` of all images in the class folders, sorted; warns of other files."""
-    # Hidden files are left out, such as macOS's ._a.jpg and Jupyter's copies.
-    files = [(label, file) for label, folder in enumerate(folders) for file in sorted(folder.rglob("*"))
-             if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    others = Counter(file.suffix.lower() or "without an ending" for _, file in files
-                     if not _is_image(file) and (file.suffix or file.name).lower() not in NOTES)
+def _image_files(path: Path, folders: Sequence[Path]) -> list[tuple[int, Path, str | None]]:
+    """``(label, file, problem)`` of all images in the class folders, sorted; warns of other files.
+
+    The problem is why a link cannot be followed. Nobody knows whether it led to images, so it is among them.
+    """
+    files = [(label, file, problem) for label, folder in enumerate(folders)
+             for file, problem in sorted(_walk(folder, [path.resolve()])) if not _is_note(file)]
+    others = Counter(file.suffix.lower() or "without an ending" for _, file, problem in files
+                     if not (problem or _is_image(file)))
     if others:
         warnings.warn(f"left out {others.total()} file(s) that do not end like an image that can be read here ("
                       f"{', '.join(f'{n} {ending}' for ending, n in others.most_common())}); if they are images, save them as "
                       ".jpg or .png", stacklevel=3)
-    return [(label, file) for label, file in files if _is_image(file)]
+    return [(label, file, problem) for label, file, problem in files if problem or _is_image(file)]
+
+
+def _walk(folder: Path, above: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
+    """``(file, None)`` of each file below a folder, links followed, and ``(link, problem)`` of those that cannot be followed.
+
+    ``above`` are the true places of the folders through which this one was reached.
+    """
+    above = [*above, folder.resolve()]
+    for entry in _not_hidden(folder):
+        problem = _link_problem(entry, above)
+        if entry.is_dir() and not problem:
+            yield from _walk(entry, above)
+        elif entry.is_file() or problem:
+            yield entry, problem
+
+
+def _link_problem(entry: Path, above: Sequence[Path]) -> str | None:
+    """Why a link cannot be followed; None if it can, or is no link."""
+    if not entry.is_symlink():
+        return None
+    if not entry.exists():
+        return f"it is a link to {shown(os.readlink(entry))}, which is not there"
+    if any(place.is_relative_to(entry.resolve()) for place in above):
+        return f"it is a link to {shown(os.readlink(entry))}, a folder that it is in itself"
+    return None
+
+
+def _not_hidden(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted, without hidden files such as macOS's ._a.jpg and Jupyter's copies."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def _subfolders(path: Path) -> list[Path]:
-    return [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry for entry in _not_hidden(path) if entry.is_dir()]
 
 
 def _is_image(file: Path) -> bool:
     return Image.registered_extensions().get(file.suffix.lower()) in Image.OPEN
+
+
+def _is_note(file: Path) -> bool:
+    return (file.suffix or file.name).lower() in NOTES
 
 
 def _read_image(file: Path, size: int) -> Tensor:

@@ -98,7 +98,9 @@ def one_cycle(optimizer: Optimizer, total_steps: int, **torch_kwargs) -> OneCycl
     _check_steps(total_steps)
     if "max_lr" in torch_kwargs:
         raise ValueError("one_cycle takes each group's peak from the group's lr; set the rates there, not with max_lr")
-    has_momentum = all(group.get("momentum") or "betas" in group for group in optimizer.param_groups)
+    _check_no_scale(optimizer)
+    groups = optimizer.param_groups  # torch cycles the one name or the other, and not both in one optimizer
+    has_momentum = all(group.get("momentum") for group in groups) or all("betas" in group for group in groups)
     return OneCycleLR(optimizer, max_lr=[peak_rate(group) for group in optimizer.param_groups], total_steps=total_steps,
                       **{"cycle_momentum": has_momentum, **torch_kwargs})
 
@@ -159,7 +161,8 @@ def _training_groups(group_of_name: dict[str, dict], plan) -> Callable[[int], se
                              if plan.training_at(step) & {id(p) for p in group["params"]}}
     layers = {name: group.get("layer", name) for name, group in group_of_name.items()}
     plan = plan.resolved(list(dict.fromkeys(layers.values())))
-    return lambda step: {name for name, layer in layers.items() if layer in plan.trainable_at(step)}
+    never = {name for name, group in group_of_name.items() if len(group.get("fixed", ())) == len(group["params"])}
+    return lambda step: {name for name, layer in layers.items() if layer in plan.trainable_at(step)} - never
 
 
 def _rising_steps(length: int, cut_frac: float) -> int:
@@ -169,10 +172,17 @@ def _rising_steps(length: int, cut_frac: float) -> int:
 
 def _scheduler(optimizer: Optimizer, factor: Callable[[int], float]) -> LambdaLR:
     """A scheduler that multiplies each group's peak rate by ``factor(step)``."""
+    _check_no_scale(optimizer)
     for group in optimizer.param_groups:
         if "max_lr" in group:  # a one-cycle schedule left its low start as initial_lr, which LambdaLR would take for the peak
             group["initial_lr"] = group.pop("max_lr")
     return LambdaLR(optimizer, factor)
+
+
+def _check_no_scale(optimizer: Optimizer) -> None:
+    """Groups with ``lr_scale`` remember the highest rate of all, and a schedule would start each of them from it."""
+    if any("lr_scale" in group for group in optimizer.param_groups):
+        raise ValueError("these groups were made with lr_scale=True, for schedulers that multiply by it; make them without it")
 
 
 def _check_steps(total_steps: int) -> None:

@@ -1,15 +1,18 @@
 import copy
+import math
 import os
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
+from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
-from layerlr_helpers import ProgressiveUnfreezing, UnfreezePlan, fit, one_cycle
+from layerlr_helpers import ProgressiveUnfreezing, UnfreezePlan, checkpoints, fit, one_cycle
 from layerlr_helpers.training import evaluate
 from tests.runs import BATCHES, EPOCHS, LOADERS, SCHEDULES, STEPS, UNFREEZINGS, Augmented, Run, same
 
@@ -147,7 +150,7 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path, mo
         raise Interrupted
 
     def killed_half_way(content, file):
-        file.write_bytes(b"PK half of it")
+        file.write(b"PK half of it")
         raise Interrupted
 
     for module, name, replacement in ((os, "replace", killed), (torch, "save", killed_half_way)):
@@ -327,3 +330,214 @@ def test_a_file_that_is_no_checkpoint_of_fit_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="not written by this version of fit; move it away"):
         fit(**Run().arguments, epochs=1, checkpoint=tmp_path / "x.pt")
+
+
+# What cannot be resumed is refused before it is trained, and what can is resumed bit for bit
+
+
+OTHER_SCHEDULES = {
+    "eta_min": (lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS), lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS, 0.01),
+                r"schedule / eta_min was 0\.0; in this run it is 0\.01"),
+    "within": (lambda o: warmup_and_cosine(o, 6), lambda o: warmup_and_cosine(o, STEPS),
+               "schedule / _schedulers / 1 / T_max was 6; in this run it is 12"),
+    "function": (lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.9 ** step),
+                 lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.5 ** step),
+                 r"schedule / lr_lambdas / 0 was 0\.9 at step 1; in this run it is 0\.5 at step 1"),
+    "plateau": (lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=3), lambda o: lr_scheduler.ReduceLROnPlateau(o),
+                "schedule / patience was 3; in this run it is 10"),
+}
+
+
+def warmup_and_cosine(optimizer, steps):
+    return lr_scheduler.SequentialLR(optimizer, [lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 2),
+                                                 lr_scheduler.CosineAnnealingLR(optimizer, steps)], [2])
+
+
+@pytest.mark.parametrize(("first", "second", "problem"), OTHER_SCHEDULES.values(), ids=OTHER_SCHEDULES)
+def test_a_schedule_with_another_setting_is_refused_and_changes_nothing(tmp_path, first, second, problem):
+    def scheduled(run, make):
+        return run.arguments | {"schedule": make(run.optimizer)}
+
+    fit(**scheduled(Run(schedule="none"), first), epochs=1, checkpoint=tmp_path / "x.pt")
+    run = Run(schedule="none")
+    arguments = scheduled(run, second)
+    before = copy.deepcopy(run.state())
+    with pytest.raises(ValueError, match=f"cannot resume from .*{problem}; move it away to start anew"):
+        fit(**arguments, epochs=EPOCHS, checkpoint=tmp_path / "x.pt")
+    assert same(run.state(), before)
+    same_again = scheduled(Run(schedule="none"), first)
+    assert len(fit(**same_again, epochs=EPOCHS, checkpoint=tmp_path / "x.pt").rows) == STEPS
+
+
+def test_a_model_in_another_precision_is_refused(tmp_path):
+    fit(**Run().arguments, steps=3, checkpoint=tmp_path / "x.pt")
+    run = Run()
+    run.model.double()
+    with pytest.raises(ValueError, match=r"precision / body\.0\.weight was torch\.float32; in this run it is torch\.float64"):
+        fit(**run.arguments, epochs=1, checkpoint=tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(("options", "problem"), [
+    ({"num_workers": 1, "persistent_workers": True}, "persistent_workers=False: workers that live on"),
+    ({"num_workers": 2, "in_order": False}, "in_order=True: otherwise batches come as the workers finish them")])
+def test_a_loader_whose_batches_could_not_come_again_is_refused_before_training(tmp_path, options, problem):
+    run = Run()
+    run.loader = DataLoader(Augmented(), 4, shuffle=True, **options)
+    before = copy.deepcopy(run.state())
+    with pytest.raises(ValueError, match=f"a run with a checkpoint needs a DataLoader with {problem}"):
+        fit(**run.arguments, epochs=2, checkpoint=tmp_path / "x.pt")
+    assert same(run.state(), before)
+    assert not list(tmp_path.iterdir())
+
+
+class ForgetsItsAverages(torch.optim.SGD):
+    """Averages the weights, and leaves the averages out of its state_dict()."""
+
+    def step(self):
+        super().step()
+        params = [p for group in self.param_groups for p in group["params"]]
+        self.averages = [(average + p.detach()) / 2
+                         for average, p in zip(getattr(self, "averages", params), params, strict=True)]
+
+
+def test_an_optimizer_with_more_state_than_it_gives_away_is_refused_when_it_is_saved(tmp_path):
+    path = tmp_path / "x.pt"
+    with pytest.raises(ValueError, match=r"cannot save to .*x\.pt: .* ForgetsItsAverages does not hold its averages / 0"):
+        fit(**Run(schedule="none", optimizer=ForgetsItsAverages).arguments, epochs=EPOCHS, checkpoint=path)
+    assert not path.with_name("x.pt.tmp").exists()
+    assert len(fit(**Run(schedule="none", optimizer=ForgetsItsAverages).arguments, epochs=1).rows) == BATCHES
+
+
+class SingleMomentum(torch.optim.Optimizer):
+    """Keeps weights and momentum in single precision, whatever precision the parameters have."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                state = self.state[p]
+                if not state:
+                    state |= {"weights": p.detach().float().clone(), "momentum": torch.zeros_like(p, dtype=torch.float32)}
+                state["momentum"].mul_(0.9).add_(p.grad.float())
+                p.copy_(state["weights"].sub_(group["lr"] * state["momentum"]))
+
+
+def test_a_state_of_another_precision_than_the_parameters_resumes_bit_for_bit(tmp_path):
+    def half(seed=0):
+        run = Run(seed=seed, optimizer=SingleMomentum)
+        run.model.bfloat16()
+        cast = [(inputs.bfloat16(), labels) for inputs, labels in LOADERS["list"](Augmented())]
+        return run, run.arguments | {"train_loader": cast, "val_loader": None}
+
+    whole, arguments = half()
+    history = fit(**arguments, epochs=EPOCHS)
+    fit(**half()[1], steps=5, checkpoint=tmp_path / "x.pt")
+    resumed, arguments = half(seed=1)
+    assert fit(**arguments, epochs=EPOCHS, checkpoint=tmp_path / "x.pt").rows == history.rows
+    assert same(resumed.model.state_dict(), whole.model.state_dict())
+    assert same(resumed.optimizer.state_dict(), whole.optimizer.state_dict())
+
+
+class Shaken(Augmented):
+    """Examples with noise from Python's and NumPy's generators, as many augmentations have it."""
+
+    def __getitem__(self, index):
+        inputs, label = super().__getitem__(index)
+        return inputs + 0.1 * random.random() + 0.1 * np.random.rand(), label  # noqa: NPY002
+
+
+def test_augmentations_with_random_numbers_of_python_and_numpy_resume_too(tmp_path):
+    def arguments():
+        random.seed(3)
+        np.random.seed(3)  # noqa: NPY002
+        return Run().arguments | {"train_loader": DataLoader(Shaken(), 4, shuffle=True)}
+
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    history = fit(**arguments(), epochs=2)
+    with pytest.raises(Interrupted):
+        fit(**arguments(), epochs=2, checkpoint=tmp_path / "x.pt", checkpoint_every=3, loss_fn=interrupted_after(5))
+    rows = fit(**arguments(), epochs=2, checkpoint=tmp_path / "x.pt").rows
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    assert rows == history.rows
+
+
+class Modal(torch.optim.SGD):
+    """Trains other weights than those that one will use, and keeps which ones the model has to itself."""
+
+    training = False
+
+    def train(self):
+        self._switch(True)
+
+    def eval(self):
+        self._switch(False)
+
+    @torch.no_grad()
+    def _switch(self, training):
+        if self.training is not training:
+            for p in (p for group in self.param_groups for p in group["params"]):
+                self.state[p].setdefault("other", p.detach().clone())
+                self.state[p]["other"], values = p.detach().clone(), self.state[p]["other"]
+                p.copy_(values)
+        self.training = training
+
+
+def test_an_optimizer_with_modes_of_its_own_resumes_in_the_mode_that_it_was_saved_in(tmp_path):
+    whole = Run(schedule="none", optimizer=Modal)
+    history = fit(**whole.arguments, epochs=EPOCHS)
+    fit(**Run(schedule="none", optimizer=Modal).arguments, steps=5, checkpoint=tmp_path / "x.pt")
+    resumed = Run(seed=1, schedule="none", optimizer=Modal)
+    assert fit(**resumed.arguments, epochs=EPOCHS, checkpoint=tmp_path / "x.pt").rows == history.rows
+    assert same(resumed.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.parametrize("best", [None, 0.5, math.nan, -math.inf])
+def test_what_an_unfreezing_remembers_comes_back_also_if_it_is_not_a_number(tmp_path, best):
+    path = tmp_path / "x.pt"
+    runs = [Run(schedule="none", unfreezing="plateau") for _ in range(2)]
+    parts, parts_of_another = ({"model": run.model, "optimizer": run.optimizer, "schedule": None, "unfreezing": run.unfreezing}
+                               for run in runs)
+    runs[0].unfreezing.best, runs[0].unfreezing.waited = best, 3
+    description = checkpoints.run_description(parts, [0], runs[0].unfreezing)
+    checkpoints.save(path, parts, [], checkpoints.RunState(), [0], description)
+    checkpoints.load(path, parts_of_another, [0], description, steps=1, epochs=None)
+    assert repr(runs[1].unfreezing.state_dict()) == repr(runs[0].unfreezing.state_dict())
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "x.pt"
+    fit(**Run().arguments, steps=2, checkpoint=path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot write .*x\.pt: No space left on device"):
+        fit(**Run().arguments, epochs=EPOCHS, checkpoint=path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_further_settings_are_compared_too(tmp_path):
+    run = Run()
+    parts = {"model": run.model, "optimizer": run.optimizer, "schedule": run.schedule, "unfreezing": None}
+    before, now = (checkpoints.run_description(parts, run.loader, settings={"clip": clip}) for clip in (None, 1.0))
+    checkpoints.save(tmp_path / "x.pt", parts, [], checkpoints.RunState(), run.loader, before)
+    with pytest.raises(ValueError, match=r"settings / clip was None; in this run it is 1\.0"):
+        checkpoints.load(tmp_path / "x.pt", parts, run.loader, now, steps=1, epochs=None)
+
+
+def test_what_cannot_be_saved_is_found_before_the_first_step(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    run = Run()
+    weights = copy.deepcopy(run.model.state_dict())
+    with pytest.raises(OSError, match=r"cannot write .*x\.pt: No space left on device"):
+        fit(**run.arguments, epochs=EPOCHS, checkpoint=tmp_path / "x.pt")
+    assert same(run.model.state_dict(), weights)

@@ -1,7 +1,9 @@
 """Putting things back: modes, buffers, weights and random numbers."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -77,8 +79,12 @@ def test_seeded_numbers_depend_on_the_seed_alone_and_take_none_of_the_global_one
 
 
 def test_a_recorded_random_state_gives_the_same_batches_and_numbers_again():
+    """Also those of Python and of NumPy, from which many augmentations draw."""
+    def drawn():
+        return [torch.rand(2), random.random(), np.random.rand(), *(inputs for inputs, _ in loader)]  # noqa: NPY002
+
     loader = data_loader()
     state = random_state(loader)
-    first = [torch.rand(2), *(inputs for inputs, _ in loader)]
+    first = drawn()
     set_random_state(state, loader)
-    assert same(first, [torch.rand(2), *(inputs for inputs, _ in loader)])
+    assert same(first, drawn())

@@ -269,6 +269,95 @@ def test_a_damaged_file_is_read_or_refused_by_name_but_nothing_else(tmp_path_fac
     assert images.shape == (1, 3, 16, 16) if images is not None else f"x{ending}" in message
 
 
+# --- links and names --------------------------------------------------------------------------------------------------
+
+
+def test_links_to_folders_and_files_are_followed(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for name in ("more/4.png", "more/deep/5.png", "horses/6.png", "7.png"):
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        colour_image().save(elsewhere / name)
+    (folder / "cat" / "linked").symlink_to(elsewhere / "more")
+    (folder / "horse").symlink_to(elsewhere / "horses")
+    (folder / "horse" / "7.png").symlink_to(elsewhere / "7.png")
+    data = image_folder(folder, image_size=16)
+    assert data.class_names == ("cat", "dog", "horse")
+    assert data.labels.tolist() == [0, 0, 0, 0, 1, 2, 2]
+
+
+def test_a_folder_that_two_links_lead_to_is_read_for_each(folder, tmp_path_factory):
+    shared = tmp_path_factory.mktemp("shared")
+    colour_image().save(shared / "1.png")
+    for place in ("cat/a", "cat/b", "dog/a"):
+        (folder / place).symlink_to(shared)
+    assert image_folder(folder, image_size=16).labels.tolist() == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("link", "target", "problem"), [
+    ("cat/9.png", "not_fetched.png", "not_fetched.png, which is not there"),
+    ("cat/more", "unmounted", "unmounted, which is not there"),
+    ("dog/deep/back", "..", r"\.\., a folder that it is in itself"),
+    ("cat/self", ".", r"\., a folder that it is in itself"),
+    ("cat/all", "..", r"\.\., a folder that it is in itself"),
+    ("cat/round", "round", "round, which is not there"),
+])
+def test_a_link_that_cannot_be_followed_is_named_or_skipped_as_asked(folder, link, target, problem):
+    (folder / link).symlink_to(target)
+    with pytest.raises(ValueError, match=rf"1 unreadable file.*{link} \(it is a link to {problem}\)"):
+        image_folder(folder, image_size=16)
+    with pytest.warns(UserWarning, match=rf"skipped 1 unreadable file.*{link}"):
+        assert len(image_folder(folder, image_size=16, unreadable="skip")) == 3
+
+
+def test_links_that_lead_to_one_another_end(folder):
+    (folder / "cat" / "dogs").symlink_to(folder / "dog")
+    (folder / "dog" / "cats").symlink_to(folder / "cat")
+    with pytest.raises(ValueError, match=r"2 unreadable file.* a folder that it is in itself"):
+        image_folder(folder, image_size=16)
+
+
+@pytest.mark.parametrize(("target", "problem"), [("unmounted", "which is not there"), (".", "a folder that it is in itself")])
+def test_a_class_that_is_a_link_to_nothing_is_never_left_out(folder, target, problem):
+    (folder / "horse").symlink_to(target)
+    for unreadable in ("raise", "skip"):
+        with pytest.raises(ValueError, match=rf"the class .*horse cannot be read: it is a link to .*{problem}.*remove it"):
+            image_folder(folder, image_size=16, unreadable=unreadable)
+
+
+def test_links_to_what_would_not_be_read_anyway_do_no_harm(folder):
+    for name in ("labels.csv", "loose.png", ".cache", "cat/notes.txt", "cat/.hidden.png", "dog/README"):
+        (folder / name).symlink_to("nowhere")
+    assert len(image_folder(folder, image_size=16)) == 3
+
+
+def test_splits_are_known_also_where_one_is_a_link_to_nothing(folder):
+    shutil.copytree(folder / "cat", folder / "all" / "train" / "cat")
+    (folder / "all" / "val").symlink_to("unmounted")
+    with pytest.raises(ValueError, match=r"parts of the data and no classes; pass one .* e\.g\. .*all.train$"):
+        image_folder(folder / "all", image_size=16)
+
+
+def bytes_path(folder, name):
+    return os.fsdecode(os.fsencode(folder) + b"/" + name)
+
+
+def test_a_class_whose_name_is_not_utf8_is_named_by_its_bytes(folder):
+    os.rename(folder / "dog", bytes_path(folder, b"caf\xe9"))
+    with pytest.raises(ValueError, match=r"the class folders b'caf\\xe9' in .* are not UTF-8.*rename them") as raised:
+        image_folder(folder, image_size=16)
+    str(raised.value).encode("utf-8")  # and so it can be printed
+
+
+def test_other_names_may_be_any_bytes_and_can_be_printed(folder):
+    (folder / "cat" / "1.jpg").rename(bytes_path(folder / "cat", b"\xff.jpg"))
+    assert len(image_folder(folder, image_size=16)) == 3
+    with open(bytes_path(folder / "cat", b"\xfe.png"), "wb") as file:
+        file.write(b"nothing")
+    with pytest.raises(ValueError, match=r"the first is b'.*\\xfe\.png'") as raised:
+        image_folder(folder, image_size=16)
+    str(raised.value).encode("utf-8")
+
+
 def test_an_enormous_image_is_refused_by_name(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match="unreadable"):

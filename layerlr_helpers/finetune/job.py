@@ -33,10 +33,11 @@ from layerlr_helpers import report
 from layerlr_helpers.checkpoints import CheckpointError
 from layerlr_helpers.course.data import handwritten_digits
 from layerlr_helpers.diagnostics import snapshot
-from layerlr_helpers.files import write_whole
+from layerlr_helpers.files import is_utf8, save_whole, shown, write_whole
 from layerlr_helpers.finetune import distributed
 from layerlr_helpers.finetune.options import PRECISIONS, STRATEGIES, parser, with_defaults
 from layerlr_helpers.guards import seeded
+from layerlr_helpers.history import DivergedError, History
 from layerlr_helpers.images import ImageSet, few_shot_split, fraction_split, image_folder
 from layerlr_helpers.intervals import accuracy_interval
 from layerlr_helpers.layers import LayerGroup, layer_groups
@@ -44,7 +45,7 @@ from layerlr_helpers.models import load_resnet18, prepared_model
 from layerlr_helpers.param_groups import param_groups
 from layerlr_helpers.recipes import fused_adamw
 from layerlr_helpers.schedules import one_cycle
-from layerlr_helpers.training import History, fit
+from layerlr_helpers.training import fit
 from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
 
 RESULTS = ("model.pt", "classes.json", "history.csv", *report.FILES, "result.json")  # in the order in which they are written
@@ -76,20 +77,28 @@ class Job:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict:
-    """Run the command; returns what result.json holds: the test's ``accuracy``, ``low`` and ``high``, and ``images``."""
+    """Run the command; returns what result.json holds: the test's ``accuracy``, ``low`` and ``high``, and ``images``.
+
+    What cannot be used or written ends the process with status 2, training that diverges with 1, both with a message.
+    """
     command = parser(__doc__)
     options = command.parse_args(arguments)
     with ExitStack() as stack:
         try:
             context = stack.enter_context(distributed.distributed_context(options.device))
             stack.enter_context(seeded(options.seed + context.rank, context.device))  # for dropout
-            job = prepare(with_defaults(options), context)
+            options = with_defaults(options)
+            job = prepare(options, context)
         except (ValueError, OSError) as error:
             command.error(str(error))
         try:
             return run(job, context)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             command.error(str(error))
+        except DivergedError as error:
+            command.exit(1, f"{command.prog}: error: {error.what} is {error.value} at step {error.step}, so training has "
+                            f"stopped and there is no result; run again with --lr below {options.lr} and another --output. "
+                            f"The checkpoint from before stays in {options.output}\n")
 
 
 def prepare(options: argparse.Namespace, context: distributed.DistributedContext) -> Job:
@@ -98,6 +107,9 @@ def prepare(options: argparse.Namespace, context: distributed.DistributedContext
     What cannot be used is a ValueError; a missing folder, or weights that cannot be downloaded, are an OSError.
     """
     output = Path(options.output).resolve()
+    for folder in filter(None, (options.output, options.data)):
+        if not is_utf8(folder):
+            raise ValueError(f"the folder's name {shown(folder)} is not UTF-8, so the results could not name it; rename it")
     if options.data is not None and Path(options.data).resolve() in (output, *output.parents):
         raise ValueError(f"--output {output} is within the folder of images, where it would be a class; give a place outside")
     data = (handwritten_digits(image_size=options.image_size) if options.data is None
@@ -236,7 +248,7 @@ def _train(job: Job, context: distributed.DistributedContext, checkpoint: Path) 
 def _write_results(job: Job, history: History, start_weights: dict[str, Tensor]) -> None:
     output, class_names = Path(job.options.output), job.test.class_names
     state = {name: value.cpu() for name, value in job.model.state_dict().items()}
-    write_whole(output / "model.pt", lambda path: torch.save(state, path))
+    save_whole(output / "model.pt", state)
     _write_json(output / "classes.json", class_names)
     write_whole(output / "history.csv", lambda path: history.to_frame().to_csv(path, index=False))
 

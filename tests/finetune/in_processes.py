@@ -24,15 +24,13 @@ def in_double_precision(prepared_model):
 
 
 def killed(threads: str, *arguments: str) -> None:
-    """Run the command and be killed at the worst moment: the second checkpoint is written and not yet in its place."""
+    """Run the command and be killed at the worst moment: the checkpoint of a second epoch is written and not in its place."""
     torch.set_num_threads(int(threads))
-    replace, written = os.replace, []
+    replace = os.replace
 
     def replace_or_be_killed(temporary, path):
-        if Path(path).name == "checkpoint-0.pt":
-            written.append(path)
-            if len(written) == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if Path(path).name == "checkpoint-0.pt" and Path(path).exists() and checkpoints.step(path) > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
         replace(temporary, path)
 
     os.replace = replace_or_be_killed
@@ -47,12 +45,13 @@ def whole_and_interrupted(whole: str, interrupted: str, *arguments: str) -> None
     dist.init_process_group("gloo", init_method=f"file://{interrupted}.store", rank=int(os.environ["RANK"]), world_size=2)
     save, saved = checkpoints.save, []
 
-    def save_or_be_interrupted(path, *args):
-        saved.append(path)
-        if len(saved) == 1 and path.name == "checkpoint-1.pt":
+    def save_or_be_interrupted(path, parts, rows, *args):
+        after_the_first_epoch = bool(rows) and not saved
+        saved.extend([path] if rows else [])
+        if after_the_first_epoch and path.name == "checkpoint-1.pt":
             raise KeyboardInterrupt
-        save(path, *args)
-        if len(saved) == 1:
+        save(path, parts, rows, *args)
+        if after_the_first_epoch:
             raise KeyboardInterrupt
 
     checkpoints.save = save_or_be_interrupted

@@ -1,7 +1,9 @@
 """The fine-tuning command, on a tiny folder of photographs (here scans of handwriting, which are real as well)."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -208,11 +210,11 @@ def test_the_split_is_by_number_or_by_fractions_of_each_class(photos):
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
-def refused(capsys, *args):
-    """What the command says when it refuses."""
+def refused(capsys, *args, status=2):
+    """What the command says when it refuses, or ends with another status."""
     with pytest.raises(SystemExit) as refusal:
         finetune.main([*args])
-    assert refusal.value.code == 2
+    assert refusal.value.code == status
     return capsys.readouterr().err.partition("error: ")[2]
 
 
@@ -327,3 +329,62 @@ def test_weights_that_cannot_be_had_are_refused_with_a_way_out(photos, tmp_path,
     said = refused(capsys, *arguments(photos, tmp_path / "run", "--model", "resnet34", "--weights", "imagenet"))
     assert "no route to host" in said
     assert "--model resnet18 --weights glyphs" in said
+
+
+# --- what goes wrong on the way ---------------------------------------------------------------------------------------
+
+
+def test_a_run_that_diverges_ends_with_what_to_try_and_without_a_result(photos, tmp_path, capsys):
+    said = refused(capsys, *arguments(photos, tmp_path, "--lr", "1e20"), status=1)
+    assert re.search(r" is (nan|inf) at step \d+, so training has stopped .*; run again with --lr below 1e\+20 ", said)
+    left = {entry.name for entry in tmp_path.iterdir()}
+    assert left <= {"settings.json", "checkpoint-0.pt"}
+    for checkpoint in tmp_path.glob("*.pt"):
+        assert all(value.isfinite().all() for value in torch.load(checkpoint)["parts"]["model"].values())
+
+
+@pytest.mark.slow
+def test_several_processes_that_diverge_all_end(photos, tmp_path):
+    both = in_another_process("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                              "-m", "layerlr_helpers.finetune",
+                              *arguments(photos, tmp_path, "--lr", "1e20", "--batch-norm", "freeze"),
+                              capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert both.returncode != 0
+    assert "so training has stopped and there is no result" in both.stderr
+    assert not {entry.name for entry in tmp_path.iterdir()} & {*finetune.RESULTS}
+
+
+@pytest.mark.parametrize("name", ["model.pt", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    "settings.json", "checkpoint-0.pt", "history.csv", "report.md", "result.json"))])
+def test_a_disk_that_fills_up_is_named_and_the_same_command_goes_on_later(photos, tmp_path, capsys, monkeypatch, name):
+    replace = os.replace
+
+    def full(temporary, path):
+        if Path(path).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(temporary, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        said = refused(capsys, *arguments(photos, tmp_path / "run", "--epochs", "1"))
+    assert f"cannot write {tmp_path / 'run' / name}: No space left on device" in said
+    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert finetune.main(arguments(photos, tmp_path / "run", "--epochs", "1"))["images"] == 9
+    assert {entry.name for entry in (tmp_path / "run").iterdir()} == RESULTS
+
+
+def test_a_place_where_nothing_can_be_written_is_named_before_training(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(finetune, "fit", None)  # nobody can train now
+    (tmp_path / "file").write_text("")
+    assert f"'{tmp_path / 'file' / 'run'}'" in refused(capsys, *arguments(photos, tmp_path / "file" / "run"))
+
+
+def test_names_that_are_not_utf8_are_refused_before_anything_is_written(photos, tmp_path, capsys):
+    bad = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    assert r"caf\xe9' is not UTF-8" in refused(capsys, *arguments(photos, bad))
+    shutil.copytree(photos, bad)
+    assert r"caf\xe9' is not UTF-8" in refused(capsys, *arguments(bad, tmp_path / "run"))
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "one").rename(os.fsdecode(os.fsencode(tmp_path) + b"/photos/\xff"))
+    assert r"the class folders b'\xff' in" in refused(capsys, *arguments(tmp_path / "photos", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
