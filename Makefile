@@ -14,7 +14,7 @@ QUIET := TQDM_DISABLE=1
 # Test files side by side. Each process computes on one thread, so that they do not get in each other's way.
 TESTS := $(QUIET) OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help setup lab check test course notebooks bench lint
+.PHONY: help setup lab check test integrations course notebooks bench lint
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make lab        open JupyterLab at the first notebook; make lab PORT=8889 chooses the port"
 	@echo "make check      check style and imports and run the quick tests, in about a minute"
 	@echo "make test       run every helper test and execute every notebook"
+	@echo "make integrations  install the libraries that docs/integrations.md is about, and run the tests with them"
 	@echo "make course     run all notebooks in order, write pages to build/course/"
 	@echo "make notebooks  run all notebooks and store their outputs in place (for maintainers)"
 	@echo "make bench      measure what the helpers cost and what freezing saves, as ratios"
@@ -40,6 +41,10 @@ check: lint
 test: $(VENV)/ready
 	$(TESTS) --durations=10 tests
 	$(QUIET) $(RUN) -m pytest --nbmake --nbmake-timeout=3600 --durations=10 notebooks
+
+integrations: $(VENV)/ready
+	$(PIP) --editable ".[compare]"
+	$(QUIET) OMP_NUM_THREADS=1 $(RUN) -m pytest tests/integrations
 
 course: $(VENV)/ready
 	$(RUN) -m layerlr_helpers.course

@@ -59,6 +59,20 @@ def test_layer_decay_multiplies_by_the_decay_for_each_group_away_from_the_head(n
     assert all(math.isclose(before, after * decay) for before, after in pairwise(lrs))
 
 
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=8).filter(any), rates, rates, st.floats(0.01, 1.0))
+def test_the_rate_is_a_function_of_depth_not_of_the_place_in_the_list(depths, low, head_lr, decay):
+    groups = [LayerGroup(f"g{i}", {"w": nn.Parameter(torch.ones(1))}, depth=depth) for i, depth in enumerate(depths)]
+    assert list(layer_decay(head_lr, decay)(groups).values()) == [head_lr * decay**depth for depth in depths]
+    assert list(head_and_backbone(backbone_lr=low, head_lr=head_lr)(groups).values()) == [
+        head_lr if depth == 0 else low for depth in depths]
+
+
+def test_two_heads_of_a_model_are_both_heads_even_if_it_has_nothing_else():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 3)})
+    heads = [LayerGroup(f"head.{name}", {f"{name}.weight": head.weight}, model=model) for name, head in model.items()]
+    assert layer_decay(1e-3, 0.5)(heads) == {"head.a": 1e-3, "head.b": 1e-3}
+
+
 def test_layer_decay_of_one_is_uniform(groups):
     assert layer_decay(1e-3, 1)(groups) == uniform(1e-3)(groups)
 
@@ -146,6 +160,110 @@ def test_further_parameters_can_be_named():
         param_groups(small(), uniform(1e-3), no_weight_decay=["wieght"])
 
 
+def test_weight_decay_that_is_not_given_is_the_optimizers_own():
+    made = param_groups(small(), uniform(1e-3))
+    assert all("weight_decay" not in group for group in made)
+    assert {group["weight_decay"] for group in torch.optim.AdamW(made, weight_decay=0.05).param_groups} == {0.05}
+    spared = param_groups(small(), uniform(1e-3), decay_norm_and_bias=False)
+    assert [group["weight_decay"] for group in torch.optim.AdamW(spared, weight_decay=0.05).param_groups] == [0.05, 0.0] * 3
+    assert {group["weight_decay"] for group in param_groups(small(), uniform(1e-3), weight_decay=0.0)} == {0.0}
+
+
+class Positions(nn.Module):
+    """A model with a parameter that its author wants no weight decay for; it also names one that other sizes have."""
+
+    def __init__(self):
+        super().__init__()
+        self.position, self.bias_table = nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(3, 4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(x + self.position.sum(0) + self.bias_table.sum(0))
+
+    def no_weight_decay(self):
+        return {"position", "distillation_token"}
+
+    def no_weight_decay_keywords(self):
+        return {"table"}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.05, None])
+def test_what_the_model_itself_keeps_free_of_weight_decay_is_kept_free_of_it(wrapped, weight_decay):
+    model = nn.Sequential(nn.Linear(4, 4), Positions()) if wrapped else Positions()
+    made = torch.optim.AdamW(param_groups(layer_groups(model, torch.ones(1, 4)), uniform(1e-3), weight_decay=weight_decay),
+                             weight_decay=0.05).param_groups
+    free = {id(p) for group in made if group["weight_decay"] == 0 for p in group["params"]}
+    positions = model[1] if wrapped else model
+    assert free == {id(positions.position), id(positions.bias_table)}
+    assert {group["weight_decay"] for group in made} == {0.0, 0.05}
+
+
+def test_without_weight_decay_there_is_nothing_to_keep_free_of_it():
+    groups = layer_groups(Positions(), torch.ones(1, 4))
+    assert len(param_groups(groups, uniform(1e-3), weight_decay=0.0)) == len(groups)
+
+
+@given(st.sampled_from(["stage", "tensor"]), st.booleans())
+def test_two_selections_that_exclude_each_other_share_the_parameters(granularity, split):
+    model = small()
+    groups = layer_groups(model, granularity=granularity)
+
+    def made(select):
+        return param_groups(groups, layer_decay(1e-3, 0.5), select=select, decay_norm_and_bias=not split)
+
+    matrices, rest = made(lambda p: p.ndim == 2), made(lambda p: p.ndim != 2)
+    assert all(p.ndim == 2 for group in matrices for p in group["params"])
+    assert sorted(id(p) for group in matrices + rest for p in group["params"]) == sorted(map(id, model.parameters()))
+    assert all(group["params"] for group in matrices + rest)
+    rate_of_layer = layer_decay(1e-3, 0.5)(groups)
+    assert all(group["lr"] == rate_of_layer[group["layer"]] for group in matrices + rest)
+
+
+def test_a_selection_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="select includes none of the 10 parameters of the groups stem, 2, head"):
+        param_groups(small(), uniform(1e-3), select=lambda p: p.ndim == 7)
+
+
+@given(st.lists(rates, min_size=1, max_size=6))
+def test_lr_scale_is_the_part_of_the_highest_rate_that_each_group_has(lrs):
+    groups = named_groups(len(lrs))
+    made = param_groups(groups, {group.name: lr for group, lr in zip(groups, lrs, strict=True)}, lr_scale=True)
+    assert [group["lr"] for group in made] == lrs
+    assert all(group["initial_lr"] == max(lrs) for group in made)
+    assert all(math.isclose(group["lr_scale"] * group["initial_lr"], group["lr"]) for group in made)
+    assert "lr_scale" not in param_groups(groups, uniform(1e-3))[0]
+
+
+def with_fixed_weights():
+    """Groups of a model whose author fixed one weight, and one that is of whole numbers and cannot be trained at all."""
+    model = small()
+    model[0].weight.requires_grad_(False)
+    model[2].weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
+    names = [["0.weight", "0.bias", "1.weight", "1.bias"], ["2.weight"], ["2.bias", "3.weight", "3.bias"],
+             ["4.weight", "4.bias"]]
+    fixed = [{"0.weight"}, {"2.weight"}, set(), set()]
+    return [LayerGroup(f"g{i}", {name: model.get_parameter(name) for name in names[i]}, depth=3 - i, fixed=fixed[i],
+                       model=model) for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adafactor"])
+def test_what_the_author_fixed_is_listed_and_stays_as_it_is_in_any_optimizer(name):
+    groups = with_fixed_weights()
+    made = param_groups(groups, uniform(0.1), weight_decay=0.1)
+    assert [group.get("fixed") for group in made] == [(0,), (0,), None, None]
+    optimizer = getattr(torch.optim, name)(made)
+    before = [p.detach().clone() for group in made for p in group["params"]]
+    for group in groups:
+        for p in group.params.values():
+            if p.requires_grad:
+                p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    for p, old in zip((p for group in made for p in group["params"]), before, strict=True):
+        assert torch.equal(p, old) != p.requires_grad
+
+
 @pytest.mark.parametrize(("rates", "message"), [
     (lambda groups: {"stem": 1.0}, r"without a rate: 2, head; unknown: none"),
     (lambda groups: {"stem": 1.0, "2": 1.0, "head": 1.0, "neck": 1.0}, r"without a rate: none; unknown: neck"),
@@ -217,7 +335,7 @@ def test_describe_is_the_same_for_an_optimizer_and_for_the_groups_it_is_made_of(
     pd.testing.assert_frame_equal(table, describe(torch.optim.AdamW(made)))
     assert list(table) == ["group", "depth", "tensors", "parameters", "lr", "weight_decay", "trainable"]
     assert list(table.group) == RESNET
-    assert list(table.depth) == [0, 1, 2, 3, 4, 5]
+    assert list(table.depth) == [5, 4, 3, 2, 1, 0]
     assert table.parameters.sum() == sum(group.size for group in groups)
     assert table.tensors.sum() == 62
     assert table.trainable.all()
@@ -234,6 +352,37 @@ def test_a_description_is_a_whole_table_in_a_terminal_and_in_a_notebook(groups):
     assert repr(table[["group"]]).split()[0] == "group"  # a part of it is an ordinary frame
 
 
+def test_describe_counts_what_the_author_fixed_if_there_is_any():
+    groups = with_fixed_weights()
+    table = describe(torch.optim.AdamW(param_groups(groups, uniform(1e-3))))
+    assert list(table.fixed) == [32, 64, 0, 0]
+    assert list(table.trainable) == [True, False, True, True]
+    groups[0].params["0.weight"].requires_grad_(True)  # the user trains it nevertheless
+    assert list(describe(param_groups(groups, uniform(1e-3))).fixed) == [0, 64, 0, 0]
+
+
+def test_depth_and_weight_decay_that_are_not_known_are_missing():
+    model = small()
+    by_hand = describe([{"params": list(model.parameters())}])
+    assert by_hand.depth.isna().all()
+    assert by_hand.weight_decay.isna().all()  # the optimizer will decide
+    assert list(describe(torch.optim.AdamW(model.parameters())).weight_decay) == [0.01]
+    assert list(describe(torch.optim.Rprop(model.parameters())).weight_decay) == [0.0]  # has none
+    table = describe(param_groups(layer_groups(model), uniform(1e-3))[1:], model)
+    assert list(table.depth[:2]) == [1, 0]
+    assert pd.isna(table.depth[2])
+
+
+def test_a_rate_that_the_optimizer_finds_itself_is_not_a_number():
+    class OwnRate(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {"lr": None})
+
+    optimizer = OwnRate(small().parameters())
+    assert math.isnan(current_rates(optimizer)["group 0"])
+    assert math.isnan(describe(optimizer).lr[0])
+
+
 def test_describe_shows_the_rate_of_this_moment():
     optimizer = torch.optim.SGD(param_groups(small(), uniform(0.5)))
     optimizer.param_groups[1]["lr"] = 0.25
@@ -242,7 +391,7 @@ def test_describe_shows_the_rate_of_this_moment():
 
 def test_the_two_halves_of_a_split_layer_have_one_depth():
     table = describe(param_groups(small(), uniform(1e-3), weight_decay=0.1, decay_norm_and_bias=False))
-    assert list(table.depth) == [0, 0, 1, 1, 2, 2]
+    assert list(table.depth) == [2, 2, 1, 1, 0, 0]
     assert list(table.weight_decay) == [0.1, 0.0] * 3
 
 

@@ -1,0 +1,44 @@
+"""timm: its schedulers keep the ratios of groups with lr_scale, its factory takes them, and its models' exceptions are kept."""
+
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
+from timm.scheduler import create_scheduler_v2
+
+from layerlr_helpers import layer_decay, layer_groups, param_groups
+
+
+@pytest.fixture(scope="module")
+def model():
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3, num_classes=5)
+
+
+@pytest.fixture(scope="module")
+def groups(model):
+    return layer_groups(model, torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("sched", ["cosine", "step", "poly", "tanh"])
+def test_the_ratios_hold_through_warm_up_and_floor_and_the_rates_are_those_of_timms_own_groups(model, groups, sched):
+    ours = create_optimizer_v2(param_groups(groups, layer_decay(1e-3, 0.75), lr_scale=True), "adamw", weight_decay=0.05)
+    theirs = create_optimizer_v2(model, "adamw", lr=1e-3, layer_decay=0.75)
+    schedules = [create_scheduler_v2(optimizer, sched=sched, num_epochs=10, min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=3)[0]
+                 for optimizer in (ours, theirs)]
+    for epoch in range(10):
+        rates, expected = ([group["lr"] for group in optimizer.param_groups] for optimizer in (ours, theirs))
+        assert max(rates) == pytest.approx(max(expected))
+        assert max(rates) / min(rates) == pytest.approx(max(expected) / min(expected))
+        for schedule in schedules:
+            schedule.step(epoch + 1)
+
+
+def test_the_same_parameters_are_free_of_weight_decay_as_in_timm(model, groups):
+    def free(made):
+        return {id(p) for group in made if group["weight_decay"] == 0 for p in group["params"]}
+
+    ours = param_groups(groups, layer_decay(1e-3, 0.75), weight_decay=0.05, decay_norm_and_bias=False)
+    theirs = param_groups_layer_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.75)
+    vectors_of_more_dimensions = {id(model.cls_token), id(model.pos_embed)}
+    assert free(ours) == free(theirs)
+    assert free(param_groups(groups, layer_decay(1e-3, 0.75), weight_decay=0.05)) == vectors_of_more_dimensions
