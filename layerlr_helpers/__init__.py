@@ -11,7 +11,7 @@ from layerlr_helpers.features import cache_features, head_module, layer_features
 from layerlr_helpers.images import ImageSet, few_shot_split, image_folder
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18, new_head
-from layerlr_helpers.optim import LayerAdaptiveLR
+from layerlr_helpers.optim import CombinedOptimizer, LayerAdaptiveLR
 from layerlr_helpers.param_groups import (
     current_rates,
     describe,
@@ -24,14 +24,14 @@ from layerlr_helpers.param_groups import (
 from layerlr_helpers.range_test import lr_range_test
 from layerlr_helpers.schedules import one_cycle, preview, slanted_triangular, warmup_cosine
 from layerlr_helpers.studies.compare import Strategy, Task, compare
-from layerlr_helpers.training import History, evaluate, fit, train_step
+from layerlr_helpers.training import DivergedError, History, evaluate, fit, train_step
 from layerlr_helpers.unfreezing import PlateauUnfreezing, ProgressiveUnfreezing, UnfreezePlan, freeze, unfreeze
 
 __all__ = [
-    "History", "ImageSet", "LayerAdaptiveLR", "LayerGroup", "PlateauUnfreezing", "ProgressiveUnfreezing", "Strategy",
-    "Task", "UnfreezePlan", "cache_features", "compare", "current_rates", "describe", "evaluate", "few_shot_split", "fit",
-    "freeze", "handwritten_digits", "head_and_backbone", "head_module", "image_folder", "layer_decay", "layer_features",
-    "layer_groups", "layer_statistics", "load_resnet18", "lr_range_test", "new_head", "one_cycle", "param_groups",
-    "per_group", "preview", "printed_glyphs", "probe_layers", "relative_gradient_rates", "shifted", "slanted_triangular",
-    "snapshot", "train_step", "unfreeze", "uniform", "warmup_cosine",
+    "CombinedOptimizer", "DivergedError", "History", "ImageSet", "LayerAdaptiveLR", "LayerGroup", "PlateauUnfreezing",
+    "ProgressiveUnfreezing", "Strategy", "Task", "UnfreezePlan", "cache_features", "compare", "current_rates", "describe",
+    "evaluate", "few_shot_split", "fit", "freeze", "handwritten_digits", "head_and_backbone", "head_module", "image_folder",
+    "layer_decay", "layer_features", "layer_groups", "layer_statistics", "load_resnet18", "lr_range_test", "new_head",
+    "one_cycle", "param_groups", "per_group", "preview", "printed_glyphs", "probe_layers", "relative_gradient_rates",
+    "shifted", "slanted_triangular", "snapshot", "train_step", "unfreeze", "uniform", "warmup_cosine",
 ]

@@ -119,7 +119,7 @@ def _layers_and_heads(units: list[Unit], model: nn.Module, trace: Trace, granula
                           one_block_each=granularity == "block")
     body: dict[str, Unit] = {}
     for run in runs:
-        is_stem = not body and all(unit.kernels <= 1 for unit in run)
+        is_stem = not body and (any(unit.kernels == 1 for unit in run) or not any(unit.kernels for unit in run))
         name = "stem" if is_stem else _not_head(run_name(run, runs, model))
         while name in body:
             name += " (2)"
@@ -136,7 +136,7 @@ def _depths(layers: list[Unit], heads: list[Unit], units: list[Unit], trace: Tra
     def follows(layer: Unit) -> list[Unit]:
         if not layer.members & trace.behind_output:  # without gradients there is no flow to see, only the order
             return [other for other in layers if other.first_run > layer.first_run]
-        return [other for other in layers if layer.feeds(other)]
+        return [other for other in layers if layer.feeds(other) and other.members & trace.behind_output]
 
     def is_step(layer: Unit) -> bool:
         if layer in heads:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache, reduce
+from math import prod
 
 from torch import nn
 
@@ -67,8 +68,10 @@ def join_to_layers(body: Sequence[Unit], model: nn.Module, *, one_block_each: bo
     that changed the resolution before it; blocks that all work at one resolution are a run each, as in a transformer.
     """
     often = Counter(unit.kind for unit in body)
-    blocks = [unit for unit in body if unit.kernels > 1 and often[unit.kind] > 1]
-    stems, entered = _before_the_blocks(body, blocks)
+    within = {id(unit): other for unit in body for other in body if other.first_run < unit.first_run < other.end}
+    blocks = [unit for unit in body if unit.kernels > 1 and often[unit.kind] > 1 and id(unit) not in within]
+    stems, entered = _before_the_blocks([unit for unit in body if id(unit) not in within], blocks)
+    entered |= within  # a part that several blocks share, and that runs within each of them
     runs: list[list[Unit]] = []
     stem_runs: dict[int, list[Unit]] = {}  # by the id of the first block that a stem feeds
     for unit in body:
@@ -80,8 +83,11 @@ def join_to_layers(body: Sequence[Unit], model: nn.Module, *, one_block_each: bo
                 stem_runs[block] = []
                 runs.append(stem_runs[block])
             stem_runs[block].append(unit)
-        elif runs and runs[-1] not in stem_runs.values() and _continues(runs[-1], unit, blocks, one_block_each):
+        elif runs and runs[-1] not in stem_runs.values() and _continues(runs[-1], unit, body, blocks, one_block_each):
             runs[-1].append(unit)
+        elif (len(runs) > 1 and unit in blocks and not any(other in blocks for other in runs[-1])
+              and _continues(runs[-2], unit, body, blocks, one_block_each)):  # a layer between two blocks of a stage
+            runs[-2:] = [[*runs[-2], *runs[-1], unit]]
         elif abreast := [run for run in runs if all(_are_abreast(other, unit, model) for other in run)]:
             abreast[0].append(unit)
         else:
@@ -120,7 +126,7 @@ def _before_the_blocks(body: Sequence[Unit], blocks: Sequence[Unit]) -> tuple[di
     return stems, entered
 
 
-def _continues(run: list[Unit], unit: Unit, blocks: Sequence[Unit], one_block_each: bool) -> bool:
+def _continues(run: list[Unit], unit: Unit, body: Sequence[Unit], blocks: Sequence[Unit], one_block_each: bool) -> bool:
     """Whether a unit belongs to the run of units before it."""
     last = run[-1]
     if not unit.kernels:
@@ -134,8 +140,9 @@ def _continues(run: list[Unit], unit: Unit, blocks: Sequence[Unit], one_block_ea
     before = _resolution(next((other.shape for other in reversed(run) if other.shape), ()))
     if resolution is None or resolution != before:
         return False
-    if unit in blocks and not has_block:  # the layer before it opened this stage
-        return True
+    if unit in blocks and not has_block:  # if the layer before it changed the resolution, that opened this stage
+        fed_by = next((other for other in reversed(body) if other.feeds(run[0]) and other.shape), None)
+        return fed_by is not None and _resolution(fed_by.shape) != resolution
     return _changes_resolution(unit, blocks) and unit.region == last.region
 
 
@@ -146,14 +153,14 @@ def _are_abreast(unit: Unit, other: Unit, model: nn.Module) -> bool:
             and parent != "" and type(model.get_submodule(parent)) in CONTAINERS)
 
 
-def _resolution(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Height and width of a feature map [N, C, H, W] or [N, H, W, C], the number of tokens of [N, L, C]; else None."""
+def _resolution(shape: tuple[int, ...]) -> int | None:
+    """The number of places in a feature map [N, C, H, W] or [N, H, W, C], of tokens in [N, L, C]; else None."""
     if len(shape) < 3:
         return None
     if len(shape) == 3:
-        return shape[1:2]
+        return shape[1]
     channels_last = shape[1] == shape[2] and shape[2] != shape[3]
-    return shape[1:3] if channels_last else shape[2:]
+    return prod(shape[1:-1] if channels_last else shape[2:])
 
 
 def _changes_resolution(unit: Unit, blocks: Sequence[Unit]) -> bool:

@@ -37,6 +37,7 @@ class Trace:
     """
 
     first_calls: dict[str, int] = field(default_factory=dict)  # the moment of each module's first call
+    first_returns: dict[str, int] = field(default_factory=dict)  # the moment at which that call ended
     first_uses: dict[int, int] = field(default_factory=dict)  # the moment at which each parameter first entered a computation
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the shape of each module's first output tensor
     beside: set[int] = field(default_factory=set)  # the parameters that are added to the data or stand beside it
@@ -65,13 +66,16 @@ class _Recorder(TorchFunctionMode):
         self.trace, self.moments = Trace(numbers={id(p): k for k, p in enumerate(model.parameters())}), count()
         self.given: dict[str | int, list] = {}  # the autograd nodes of the tensors that each module or parameter met
         self.last_given: dict[int, list] = {}
-        self.identities: dict[int, list] = {}  # the nodes of what an nn.Identity returned, by the id of its output
+        self.open_ends: dict[int, Tensor] = {}  # what an nn.Identity returned that no layer just before it made, by its id
         self.made_by_layers: set = set()  # the nodes of what modules with parameters returned
+        self.with_parameters = {module for module in model.modules() if next(module.parameters(), None) is not None}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        tensors = list(tensors_in((args, kwargs)))
-        met = [t for t in tensors if id(t) in self.trace.numbers]
+        numbers = self.trace.numbers
+        nested = kwargs or any(type(arg) in (tuple, list) for arg in args)
+        tensors = [*tensors_in((args, kwargs))] if nested else [arg for arg in args if isinstance(arg, Tensor)]
+        met = [t for t in tensors if id(t) in numbers]
         if met and next(tensors_in(result), None) is not None:  # reading a shape or a device is no use
             for p in met:
                 key = id(p)
@@ -91,9 +95,10 @@ class _Recorder(TorchFunctionMode):
         tensors = list(tensors_in(output))
         if tensors:
             self.trace.shapes.setdefault(name, tuple(tensors[0].shape))
+        self.trace.first_returns.setdefault(name, next(self.moments))
         if type(module) is nn.Identity:
-            self.identities |= {id(t): (t, t.grad_fn) for t in tensors}
-        elif next(module.parameters(), None) is not None:
+            self.open_ends |= {id(t): t for t in tensors if t.grad_fn not in self.made_by_layers}
+        elif module in self.with_parameters:
             self.made_by_layers.update(_nodes(tensors))
 
     def finished(self, output) -> Trace:
@@ -108,7 +113,7 @@ class _Recorder(TorchFunctionMode):
         trace.behind_last_use = {key: union(nodes) for key, nodes in self.last_given.items()}
         trace.behind_output = union(_nodes(outputs)) | trace.set_of(t for t in outputs if id(t) in trace.numbers)
         trace.outputs = len(_nodes(outputs))
-        trace.ends_open = any(id(t) in self.identities and t.grad_fn not in self.made_by_layers for t in outputs)
+        trace.ends_open = any(id(t) in self.open_ends for t in outputs)
         return trace
 
 
@@ -211,8 +216,8 @@ def _both(eval_mode: Trace, train_mode: Trace) -> Trace:
     """What either of two passes showed; in the order of training, unless that left something out."""
     complete = eval_mode.first_calls.keys() <= train_mode.first_calls.keys()
     base, other = (train_mode, eval_mode) if complete else (eval_mode, train_mode)
-    end = 1 + max([*base.first_calls.values(), *base.first_uses.values()], default=0)
-    for name in ("first_calls", "first_uses"):
+    end = 1 + max([*base.first_returns.values(), *base.first_uses.values()], default=0)
+    for name in ("first_calls", "first_returns", "first_uses"):
         later = {key: end + moment for key, moment in getattr(other, name).items()}
         setattr(base, name, later | getattr(base, name))
     base.shapes = other.shapes | base.shapes

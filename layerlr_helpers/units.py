@@ -25,6 +25,7 @@ class Unit:
     params: dict[str, nn.Parameter]
     modules: dict[str, nn.Module] = field(default_factory=dict)
     first_run: int = 0  # its moment in the forward pass
+    end: int = 0  # the moment at which that run ended
     shape: tuple[int, ...] = ()  # of the output, if that is a tensor
     kernels: int = 0  # 0 for a norm, a scale, an embedding of positions, 1 for one layer, more for a block
     members: int = 0  # its parameters, as a set
@@ -54,7 +55,7 @@ class Unit:
 
     def joined_with(self, other: "Unit") -> "Unit":
         """Both as one unit, which goes by the name, the place and the kind of this one."""
-        return Unit(self.name, self.params | other.params, self.modules | other.modules, self.first_run, self.shape,
+        return Unit(self.name, self.params | other.params, self.modules | other.modules, self.first_run, self.end, self.shape,
                     self.kernels, self.members | other.members, self.behind | other.behind, self.kind, self.region, self.runs,
                     (*self.atoms, *other.atoms))
 
@@ -92,15 +93,16 @@ def cut_into_units(model: nn.Module, trace: Trace, granularity: str, whole: Iter
         if not children or not opened:
             params = claim(module.named_parameters(name))
             last = name if name in trace.shapes else max(called, key=trace.first_calls.get, default=name)
-            units.append(Unit(name or "root", params, {name: module}, first_run, trace.shapes.get(last, ()),
-                              tree.kernels[module], trace.set_of(params.values()),
+            units.append(Unit(name or "root", params, {name: module}, first_run, trace.first_returns.get(name, first_run),
+                              trace.shapes.get(last, ()), tree.kernels[module], trace.set_of(params.values()),
                               behind([*called, *map(id, params.values())]), type(module), within,
                               bool(called) or any(id(p) in trace.first_uses for p in params.values())))
             return
         for param_name, p in claim(module.named_parameters(name, recurse=False)).items():
             used = id(p) in trace.first_uses or not trace.first_uses  # some passes show no use at all
-            units.append(Unit(param_name, {param_name: p}, {}, trace.first_uses.get(id(p), first_run), (),
-                              int(p.ndim > 1 and id(p) not in trace.beside), trace.set_of([p]), behind([id(p)]), None,
+            use = trace.first_uses.get(id(p), first_run)
+            kernels = int(_is_kernel(p) and id(p) not in trace.beside)
+            units.append(Unit(param_name, {param_name: p}, {}, use, use, (), kernels, trace.set_of([p]), behind([id(p)]), None,
                               within, used))
         if region is None and ((isinstance(module, CONTAINERS) and name) or tree.has_alike(module)):
             region = name
@@ -140,13 +142,24 @@ def fold_parameterless(units: Iterable[Unit]) -> list[Unit]:
     return [unit for unit in folded if unit.params]
 
 
+def _is_kernel(p: nn.Parameter) -> bool:
+    """Whether a parameter is a kernel or a matrix, rather than a bias or a scale, also one of shape [1, C, 1, 1]."""
+    return p.ndim == 2 or (p.ndim > 2 and sum(size > 1 for size in p.shape) > 1)
+
+
 class _Tree:
     """What is asked of many modules of a model, counted once: how many kernels and matrices are in them, what repeats."""
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.kernels = {module: sum(p.ndim > 1 for p in module.parameters()) for module in model.modules()}
+        self.kernels: dict[nn.Module, int] = {}
+        self._count(model)
         self.often = Counter(map(type, model.modules()))
+
+    def _count(self, module: nn.Module) -> int:
+        own = sum(_is_kernel(p) for p in module.parameters(recurse=False))
+        self.kernels[module] = own + sum(map(self._count, module.children()))
+        return self.kernels[module]
 
     def has_alike(self, module: nn.Module) -> bool:
         """Whether some children of a module are blocks of one class."""
@@ -164,7 +177,8 @@ class _Tree:
             if not (listed or (numbered and holder is module)) or any(f"{prefix}.".startswith(f"{name}.") for name in found):
                 continue
             blocks = {name: child for name, child in holder.named_children()
-                      if self.kernels[child] > 1 and type(child) not in CONTAINERS and (listed or _is_numbered(name))}
+                      if self.kernels[child] > 1 and type(child) not in (CONTAINERS[1:] if listed else CONTAINERS)
+                      and (listed or _is_numbered(name))}
             often = Counter(map(type, blocks.values()))
             for name, child in blocks.items():
                 alone = len(blocks) == 1 and self.often[type(child)] > 1 and self.kernels[child] >= MOST * self.kernels[module]
@@ -191,7 +205,8 @@ def _is_opened(name: str, module: nn.Module, parent: nn.Module | None, tree: _Tr
         return False
     if isinstance(parent, CONTAINERS) and tree.often[type(module)] > 1:  # a block, or a stage: little more than a row of blocks
         blocks = list(tree.repeated(module, numbered=isinstance(module, CONTAINERS)))
-        return sum(tree.kernels[block] for _, block in blocks) >= MOST * kernels and _in_a_row(name, blocks, trace)
+        in_blocks = sum(tree.kernels[block] for _, block in blocks)
+        return in_blocks >= max(MOST * kernels, kernels - 2) and _in_a_row(name, blocks, trace)
     if isinstance(module, CONTAINERS) or next(tree.repeated(module, numbered=True), None) is not None:
         return True
     # The backbone of a larger model: the only one of its class, and too large for a block.

@@ -21,6 +21,7 @@ from benchmarks.libraries import OURS, PEERS, installed, optional, silence_light
 from benchmarks.pitfalls.shared import Finding
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "pitfalls.md"
+EVERYDAY = Path(__file__).with_name("everyday.md")  # the page's last section, which is written by hand
 PITFALLS = {  # each row's title, and the function that is its probe in every library's file
     "A frozen layer's BatchNorm statistics move in train mode": "frozen_statistics",
     "A frozen layer's BatchNorm scale and shift still train": "frozen_scale",
@@ -74,6 +75,8 @@ This page is generated: `pip install .[compare]`, then `python -m benchmarks.pit
 ## What was measured
 
 {notes(findings)}
+
+{EVERYDAY.read_text(encoding="utf-8").rstrip()}
 """
 
 
