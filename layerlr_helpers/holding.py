@@ -11,16 +11,17 @@ from layerlr_helpers.layers import LayerGroup
 def keeps_state(module: nn.Module) -> bool:
     """Whether a layer keeps something that is no parameter and that training moves.
 
-    BatchNorm and InstanceNorm do, and any layer with buffers of its own that are saved with the model and are no whole
-    numbers: spectral norm, EvoNorm, a norm of one's own. A mask or a table of positions may look the same, and a layer that
-    only reads it takes no harm if it is held. A module that is made of layers is not held, since there the train mode can
-    mean more: attention that drops weights, or a model that returns something else.
+    BatchNorm and InstanceNorm do, and any module with buffers of its own that are saved with the model and are no whole
+    numbers: spectral norm, EvoNorm, a norm of one's own, a codebook. A mask or a table of positions may look the same, and a
+    module that only reads it takes no harm if it is held.
     """
-    if isinstance(module, _NormBase):
-        return True
-    saved = (buffer for name, buffer in module._buffers.items() if name not in module._non_persistent_buffers_set)
-    has_state = any(buffer is not None and buffer.is_floating_point() for buffer in saved)
-    return has_state and not any(True for child in module.children() for _ in child.parameters())
+    return isinstance(module, _NormBase) or bool(_state(module))
+
+
+def _state(module: nn.Module) -> list[str]:
+    """The names of a module's own buffers that are saved and can move bit by bit."""
+    return [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_floating_point()
+            and name not in module._non_persistent_buffers_set]
 
 
 def layers_with_state(groups: Sequence[LayerGroup]) -> dict[nn.Module, set[str]]:
@@ -33,14 +34,22 @@ def layers_with_state(groups: Sequence[LayerGroup]) -> dict[nn.Module, set[str]]
 
 
 def hold_still(layer: nn.Module, still: bool) -> None:
-    """Let a layer run as in eval mode whatever its mode (``still``), or no longer.
+    """Let a layer's state stay as it is whatever its mode (``still``), or no longer.
 
-    The hooks' handles are kept on the layer, so that a copy of the model, or a second ProgressiveUnfreezing, can remove them.
+    It runs as in eval mode, and on copies of its buffers, which is what holds a layer that moves them in any mode. Only the
+    copies hold a module that is made of layers, since there the train mode can mean more: attention that drops weights, or a
+    model that returns something else. The hooks' handles are kept on the layer, so that a copy of the model, or a second
+    ProgressiveUnfreezing, can remove them.
     """
     if still and not hasattr(layer, "_held_still"):
+        made_of_layers = any(True for child in layer.children() for _ in child.parameters())
         # Before all other hooks, because the older form of spectral norm is one, and it looks at the mode.
-        layer._held_still = (layer.register_forward_pre_hook(_run_as_eval, prepend=True),
-                             layer.register_forward_hook(_back_to_mode, always_call=True))
+        handles = [] if made_of_layers else [layer.register_forward_pre_hook(_run_as_eval, prepend=True),
+                                             layer.register_forward_hook(_back_to_mode, always_call=True)]
+        if not isinstance(layer, _NormBase):
+            handles += [layer.register_forward_pre_hook(_work_on_copies, prepend=True),
+                        layer.register_forward_hook(_drop_copies, always_call=True)]
+        layer._held_still = tuple(handles)
         if hasattr(layer, "reset_running_stats"):  # torch's update_bn would reset statistics that nothing measures anew
             layer.reset_running_stats = _keep_statistics
     elif not still and hasattr(layer, "_held_still"):
@@ -56,6 +65,16 @@ def _run_as_eval(layer: nn.Module, args) -> None:
 
 def _back_to_mode(layer: nn.Module, args, output) -> None:
     layer.training = layer.__dict__.pop("_mode_outside", layer.training)
+
+
+# Copies in place of writing old values back, since the backward pass may need what the forward pass has read.
+def _work_on_copies(layer: nn.Module, args) -> None:
+    layer._stored = {name: layer._buffers[name] for name in _state(layer)}
+    layer._buffers.update({name: buffer.clone() for name, buffer in layer._stored.items()})
+
+
+def _drop_copies(layer: nn.Module, args, output) -> None:
+    layer._buffers.update(layer.__dict__.pop("_stored", {}))
 
 
 def _keep_statistics() -> None:

@@ -5,7 +5,7 @@ what is beside what; so we look, and ask autograd's graph. Afterwards the model 
 """
 
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, is_dataclass
@@ -66,6 +66,7 @@ class _Recorder(TorchFunctionMode):
         self.trace, self.moments = Trace(numbers={id(p): k for k, p in enumerate(model.parameters())}), count()
         self.given: dict[str | int, list] = {}  # the autograd nodes of the tensors that each module or parameter met
         self.last_given: dict[int, list] = {}
+        self.calls: Counter = Counter()  # how often each parameter's own module was called
         self.open_ends: dict[int, Tensor] = {}  # what an nn.Identity returned that no layer just before it made, by its id
         self.made_by_layers: set = set()  # the nodes of what modules with parameters returned
         self.with_parameters = {module for module in model.modules() if next(module.parameters(), None) is not None}
@@ -88,8 +89,14 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def before_call(self, name: str, module: nn.Module, args, kwargs) -> None:
-        self.trace.first_calls.setdefault(name, next(self.moments))
-        self.given.setdefault(name, []).extend(_nodes(tensors_in((args, kwargs))))
+        moment, nodes = next(self.moments), _nodes(tensors_in((args, kwargs)))
+        self.trace.first_calls.setdefault(name, moment)
+        self.given.setdefault(name, []).extend(nodes)
+        own = [p for p in module._parameters.values() if p is not None] if not module._modules else []
+        for p in own:
+            self.trace.first_uses.setdefault(id(p), moment)
+            self.last_given[id(p)] = nodes
+            self.calls[id(p)] += 1
 
     def after_call(self, name: str, module: nn.Module, args, output) -> None:
         tensors = list(tensors_in(output))
@@ -104,7 +111,8 @@ class _Recorder(TorchFunctionMode):
     def finished(self, output) -> Trace:
         """The trace, after the pass: autograd's graph is read once, for all."""
         trace, outputs = self.trace, list(tensors_in(output))
-        behind = _parameters_behind([*_nodes(outputs), *(n for nodes in self.given.values() for n in nodes)], trace.numbers)
+        nodes = [*_nodes(outputs), *(node for nodes in self.given.values() for node in nodes)]
+        behind, self.uses_in_graph = _parameters_behind(nodes, trace.numbers)
 
         def union(nodes: list) -> int:
             return _union(behind[node] for node in nodes)
@@ -157,6 +165,17 @@ def _first_that_runs(model: nn.Module) -> Trace:
 
 
 def _traced_call(model: nn.Module, example_input, *, training: bool = False) -> Trace:
+    """Look once if every parameter is used by calling its own module, as a convolution's is, else watch every function too."""
+    trace = None
+    if not any(module._parameters and module._modules for module in model.modules()):
+        trace, complete = _look(model, example_input, training=training, at_functions=False)
+    if trace is None or not complete:
+        trace, _ = _look(model, example_input, training=training, at_functions=True)
+    return trace
+
+
+def _look(model: nn.Module, example_input, *, training: bool, at_functions: bool) -> tuple[Trace, bool]:
+    """One forward pass, and whether nothing but calls of modules used their parameters."""
     # Parts that were compiled run as they are written, since compiling them for one look would take minutes.
     compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
     uncompiled = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
@@ -169,29 +188,31 @@ def _traced_call(model: nn.Module, example_input, *, training: bool = False) -> 
         for name, module in model.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(partial(recorder.before_call, name), with_kwargs=True))
             hooks.enter_context(module.register_forward_hook(partial(recorder.after_call, name)))
-        with recorder:
+        with recorder if at_functions else nullcontext():
             example_input = mapped(example_input, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
             args = example_input if isinstance(example_input, tuple) else (example_input,)
             output = model(**example_input) if isinstance(example_input, Mapping) else model(*args)
-        return recorder.finished(output)
+        trace = recorder.finished(output)
+    calls = [recorder.calls[id(p)] for p in model.parameters()]
+    return trace, all(calls) and all(used <= recorder.calls[key] for key, used in recorder.uses_in_graph.items())
 
 
 @contextmanager
 def _undone(model: nn.Module) -> Iterator[None]:
     """A gradient for every parameter, so that autograd sees them all; in the end everything is as it was."""
-    requires_grad_before = {p: p.requires_grad for p in model.parameters() if p.is_floating_point() or p.is_complex()}
+    frozen = [p for p in model.parameters() if not p.requires_grad and (p.is_floating_point() or p.is_complex())]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with (torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad(), preserved(model),
           _attributes_put_back(model), patch.object(CheckpointFunction, "apply", lambda run, _, *args: run(*args))):
         # What a reentrant checkpoint computes is in no graph until the backward pass, so it is computed openly here.
         try:
-            for p in requires_grad_before:
+            for p in frozen:
                 p.requires_grad_(True)
             yield
         finally:
-            for p, requires_grad in requires_grad_before.items():
-                p.requires_grad_(requires_grad)
+            for p in frozen:
+                p.requires_grad_(False)
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
 
@@ -253,9 +274,14 @@ def _union(sets: Iterable[int]) -> int:
     return result
 
 
-def _parameters_behind(nodes: list, numbers: dict[int, int]) -> dict[object, int]:
-    """For each node of autograd's graph that leads to ``nodes``: the set of parameters that it depends on."""
+def _parameters_behind(nodes: list, numbers: dict[int, int]) -> tuple[dict[object, int], Counter]:
+    """For each node of autograd's graph that leads to ``nodes``: the set of parameters that it depends on.
+
+    Also how often the graph uses each parameter, by id.
+    """
     behind: dict[object, int] = {}
+    uses: Counter = Counter()
+    parameter_of: dict[object, int] = {}
     stack = list(dict.fromkeys(nodes))
     while stack:
         node = stack[-1]
@@ -266,7 +292,10 @@ def _parameters_behind(nodes: list, numbers: dict[int, int]) -> dict[object, int
         if missing := [parent for parent in parents if parent not in behind]:
             stack.extend(missing)
             continue
-        own = numbers.get(id(node.variable)) if hasattr(node, "variable") else None
-        behind[node] = _union(behind[parent] for parent in parents) | (0 if own is None else 1 << own)
+        behind[node] = _union(behind[parent] for parent in parents)
+        if hasattr(node, "variable") and id(node.variable) in numbers:
+            parameter_of[node] = id(node.variable)
+            behind[node] = 1 << numbers[id(node.variable)]
+        uses.update(parameter_of[parent] for parent in parents if parent in parameter_of)
         stack.pop()
-    return behind
+    return behind, uses

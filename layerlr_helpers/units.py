@@ -81,17 +81,17 @@ def cut_into_units(model: nn.Module, trace: Trace, granularity: str, whole: Iter
 
     def walk(name: str, module: nn.Module, parent: nn.Module | None, parent_run: int, region: str | None) -> None:
         within = name.rpartition(".")[0] if region is None else region
-        called = [inner for inner, _ in module.named_modules(prefix=name) if inner in trace.first_calls]
-        uses = [trace.first_uses[id(p)] for p in module.parameters() if id(p) in trace.first_uses]
-        # A list of modules is not called itself: it runs when anything in it first runs.
-        moments = [trace.first_calls[inner] for inner in called] + uses
-        first_run = trace.first_calls.get(name, min(moments, default=parent_run))
-        children = [(child_name, child) for child_name, child in module.named_children()
-                    if [*child.parameters(), *child.buffers()]]
+        first_run = trace.first_calls.get(name)
+        if first_run is None:  # a list of modules is not called itself: it runs when anything in it first runs
+            inner = [trace.first_calls[name] for name, _ in module.named_modules(prefix=name) if name in trace.first_calls]
+            uses = [trace.first_uses[id(p)] for p in module.parameters() if id(p) in trace.first_uses]
+            first_run = min(inner + uses, default=parent_run)
+        children = [(child_name, child) for child_name, child in module.named_children() if tree.holds[child]]
         above_whole = any(other.startswith(f"{name}.") or not name for other in whole if other)
         opened = name not in whole and (above_whole or _is_opened(name, module, parent, tree, granularity, trace))
         if not children or not opened:
             params = claim(module.named_parameters(name))
+            called = [inner for inner, _ in module.named_modules(prefix=name) if inner in trace.first_calls]
             last = name if name in trace.shapes else max(called, key=trace.first_calls.get, default=name)
             units.append(Unit(name or "root", params, {name: module}, first_run, trace.first_returns.get(name, first_run),
                               trace.shapes.get(last, ()), tree.kernels[module], trace.set_of(params.values()),
@@ -153,12 +153,15 @@ class _Tree:
     def __init__(self, model: nn.Module):
         self.model = model
         self.kernels: dict[nn.Module, int] = {}
+        self.holds: dict[nn.Module, bool] = {}  # whether there is a parameter or a buffer in it
         self._count(model)
         self.often = Counter(map(type, model.modules()))
 
     def _count(self, module: nn.Module) -> int:
-        own = sum(_is_kernel(p) for p in module.parameters(recurse=False))
-        self.kernels[module] = own + sum(map(self._count, module.children()))
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        kernels = sum(_is_kernel(p) for p in module.parameters(recurse=False))
+        self.kernels[module] = kernels + sum(map(self._count, module.children()))
+        self.holds[module] = bool(own) or any(self.holds[child] for child in module.children())
         return self.kernels[module]
 
     def has_alike(self, module: nn.Module) -> bool:

@@ -176,7 +176,6 @@ class Rotation(nn.Module):
 def test_masks_and_tables_do_not_silence_the_dropout_of_a_frozen_layer(layer):
     model = nn.Sequential(layer, nn.Linear(6, 2))
     freeze(layer_groups(model, INPUTS[:2]), "*")
-    assert not keeps_state(layer)
     model.train()
     assert not torch.equal(model(INPUTS), model(INPUTS))
 
