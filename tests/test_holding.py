@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from layerlr_helpers import ProgressiveUnfreezing, UnfreezePlan, freeze, layer_groups, unfreeze
-from layerlr_helpers.holding import hold_still, keeps_state, layers_with_state
+from layerlr_helpers.holding import hold_still, layers_with_state
 
 INPUTS = torch.randn(64, 6, generator=torch.Generator().manual_seed(0)) * 3 + 2
 

@@ -23,6 +23,23 @@ def test_a_name_with_the_letters_of_a_pattern_in_it_is_first_of_all_a_name():
     assert matching("blocks[0]", ["blocks[0]", "blocks0"]) == ["blocks[0]"]
 
 
+def test_a_name_stands_for_those_below_it_unless_it_is_one_itself_or_a_pattern():
+    heads = ["stem", "head.classes", "head.boxes", "header"]
+    assert matching("head", heads) == ["head.classes", "head.boxes"]
+    assert matching("head", [*heads, "head"]) == ["head"]
+    assert matching("head*", heads) == ["head.classes", "head.boxes", "header"]
+    assert assigned({"head": 1, "*": 2}, ["stem", "head"]) == {"stem": 2, "head": 1}
+    with pytest.raises(ValueError, match=r"no group matches 'head\.'"):
+        matching("head.", ["stem", "head.classes"])
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=2), min_size=1, max_size=4), st.integers(1, 3))
+def test_what_a_name_stands_for_is_all_that_begins_with_it_and_a_dot(parts, depth):
+    below = [f"{'.'.join(parts[:depth])}.{end}" for end in "xyz"]
+    others = ["stem", f"{below[0][:-2]}c", "z"]
+    assert matching(below[0][:-2], [*others, *below]) == below
+
+
 def test_case_matters():
     with pytest.raises(ValueError, match="no group matches 'Head'"):
         matching("Head", NAMES)

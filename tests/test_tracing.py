@@ -1,11 +1,20 @@
 """One look at a forward pass: what it sees, what it guesses, and that nothing of the model stays changed."""
 
+import copy
+import random
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from torchvision.models import resnet18
 
-from layerlr_helpers.tracing import trace_forward, unwrap
+from layerlr_helpers.tracing import tensors_in, trace_forward, unwrap
 from tests.runs import Counting, model_state, same
 
 
@@ -52,11 +61,276 @@ def test_the_model_comes_back_as_it_was_when_the_forward_pass_fails():
     assert same(before, model_state(model))
 
 
-def test_it_works_under_no_grad_and_leaves_it_on():
-    with torch.no_grad():
-        trace = trace_forward(nn.Linear(3, 2))
+class Keeps(nn.Module):
+    """Keeps all it can of a forward pass: new attributes, replaced ones, and what lists, dictionaries and sets hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls, self.last = nn.Linear(3, 2), 0, None
+        self.outputs, self.by_name, self.seen = [torch.ones(1)], {"first": 1}, {"nothing"}
+        self.register_buffer("memory", torch.zeros(2))
+
+    def forward(self, x):
+        y = self.linear(x)
+        self.calls, self.last, self.new = self.calls + 1, y, y
+        self.memory = y[0]
+        self.outputs.append(y)
+        self.by_name.update(first=y, second=y)
+        self.seen.add("a call")
+        return y
+
+
+def test_what_modules_keep_of_a_forward_pass_is_put_back():
+    model = nn.Sequential(Keeps())
+    kept = model[0]
+    outputs, by_name, seen, memory = kept.outputs, kept.by_name, kept.seen, kept.memory
+    attributes = set(vars(kept))
+    trace_forward(model)
+    assert (kept.calls, kept.last, set(vars(kept))) == (0, None, attributes)
+    assert kept.outputs is outputs
+    assert same(outputs, [torch.ones(1)])
+    assert kept.by_name is by_name
+    assert by_name == {"first": 1}
+    assert kept.seen is seen
+    assert seen == {"nothing"}
+    assert kept.memory is memory
+    assert not memory.requires_grad
+
+
+def test_it_is_put_back_too_when_the_forward_pass_fails():
+    model = nn.Sequential(Keeps(), nn.Linear(99, 1))
+    attributes = set(vars(model[0]))
+    with pytest.raises(RuntimeError):
+        trace_forward(model, torch.zeros(1, 3))
+    assert set(vars(model[0])) == attributes
+    assert len(model[0].outputs) == 1
+
+
+def test_a_module_that_is_made_in_the_forward_pass_goes_again():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x):
+            if not hasattr(self, "late"):
+                self.late = nn.Linear(2, 2)
+            return self.late(self.linear(x))
+
+    model = Late()
+    trace_forward(model)
+    assert [name for name, _ in model.named_children()] == ["linear"]
+
+
+def test_afterwards_the_model_can_be_copied_and_scripted():
+    model = nn.Sequential(Keeps())
+    trace_forward(model)
+    copied = copy.deepcopy(model)
+    assert same(model.state_dict(), copied.state_dict())
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    trace_forward(plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch calls its scripts outdated, but people still use them
+        scripted = torch.jit.script(plain)
+    image = torch.randn(1, 3, 8, 8)
+    assert torch.equal(scripted(image), plain(image))
+
+
+def test_the_random_numbers_of_torch_python_and_numpy_go_on_as_if_nothing_had_happened():
+    class Draws(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.linear(x) + random.random() + float(np.random.rand()) + torch.rand(1)  # noqa: NPY002
+
+    def numbers():
+        return random.random(), float(np.random.rand()), float(torch.rand(1))  # noqa: NPY002
+
+    with torch.random.fork_rng():
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+        expected = numbers()
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])  # noqa: NPY002
+        trace_forward(Draws())
+        assert numbers() == expected
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_flow_is_seen_where_gradients_are_off_and_they_stay_off(mode):
+    with mode():
+        model_input = torch.ones(1, 3)  # under inference_mode an inference tensor
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)) if mode is torch.no_grad else TWO_LAYERS
+        trace = trace_forward(model, model_input)
         assert not torch.is_grad_enabled()
-    assert len(trace.used) == 2
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+    assert trace.behind_output == 0b1111
+    assert trace.behind["1"] == 0b11
+
+
+TWO_LAYERS = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+# --- what stands behind what ------------------------------------------------------------------------------------------
+
+def test_sets_of_parameters_have_one_bit_for_each_and_a_tied_one_once():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    trace = trace_forward(model)
+    assert [trace.numbers[id(p)] for p in model.parameters()] == [0, 1, 2, 3]
+    assert trace.set_of(model[0].parameters()) == 0b11
+    assert trace.set_of([model[1].weight, model[0].weight]) == 0b1
+    assert trace.set_of([]) == 0
+    assert trace.behind == {"": 0, "0": 0, "1": 0b11, "2": 0b11, **{id(p): 0b11 for p in model.parameters()},
+                            id(model[0].bias): 0}
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=5))
+def test_behind_each_module_of_a_random_graph_is_all_that_leads_to_it(wires):
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.nodes = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in wires)
+
+        def forward(self, x):
+            outputs = []
+            for node, wire in zip(self.nodes, wires, strict=True):
+                outputs.append(node(x + sum(output for output, wired in zip(outputs, wire, strict=False) if wired)))
+            return outputs[-1]
+
+    behind = []
+    for wire in wires:
+        before = [i for i, wired in zip(range(len(behind)), wire, strict=False) if wired]
+        behind.append(set(before).union(*(behind[i] for i in before)))
+    trace = trace_forward(Graph(), torch.ones(1, 2))
+    for i, expected in enumerate(behind):
+        assert trace.behind[f"nodes.{i}"] == sum(1 << k for k in expected)
+    last = len(wires) - 1
+    assert trace.behind_output == sum(1 << k for k in behind[last] | {last})
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_a_checkpoint_computes_is_in_the_flow(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.row, self.last = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), nn.Linear(3, 2)
+
+        def forward(self, x):
+            x = checkpoint(self.first, x, use_reentrant=reentrant)
+            return self.last(checkpoint_sequential(self.row, 2, x, use_reentrant=reentrant))
+
+    model = Checkpointed()
+    trace = trace_forward(model)
+    assert trace.behind_output == trace.set_of(model.parameters())
+    assert trace.behind["last"] == trace.set_of([*model.first.parameters(), *model.row.parameters()])
+
+
+def test_what_runs_in_train_mode_only_is_looked_at_too_and_does_not_hide_what_runs_in_eval_mode_only():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.fc, self.auxiliary = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+            self.calibration = nn.Linear(2, 2)
+
+        def forward(self, x):
+            x = self.body(x)
+            return (self.fc(x), self.auxiliary(x)) if self.training else self.calibration(self.fc(x))
+
+    model = Auxiliary().train()
+    before = model_state(model)
+    trace = trace_forward(model)
+    assert same(before, model_state(model))
+    assert trace.used == {id(p) for p in model.parameters()}
+    assert trace.first_calls["body"] < trace.first_calls["fc"] < trace.first_calls["calibration"]
+    assert trace.behind["auxiliary"] == trace.set_of(model.body.parameters())
+    assert trace.behind_output == trace.set_of(model.parameters())
+
+
+def test_a_train_mode_that_fails_takes_nothing_from_what_eval_mode_showed():
+    class NeedsLabels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.spare = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x, labels=None):
+            if self.training and labels is None:
+                raise ValueError("labels, please")
+            return self.fc(x)
+
+    model = NeedsLabels().train()
+    trace = trace_forward(model)
+    assert trace.used == {id(p) for p in model.fc.parameters()}
+    assert model.training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_norm_takes_one_example_in_both_modes_and_keeps_its_statistics(training):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.fc, self.spare = nn.BatchNorm1d(3), nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x):
+            x = self.norm(x)
+            return self.spare(x) if self.training else self.fc(x)
+
+    model = Odd().train(training)
+    before = model_state(model)
+    assert trace_forward(model).used == {id(p) for p in model.parameters()}
+    assert same(before, model_state(model))
+
+
+@dataclass
+class Answer:
+    scores: Tensor
+    others: list
+
+
+def test_tensors_are_found_in_tuples_lists_dictionaries_and_dataclasses():
+    a, b, c = torch.ones(1), torch.ones(2), torch.ones(3)
+    assert [*tensors_in({"x": (a, [b]), "y": Answer(c, [None, "text", a])})] == [a, b, c, a]
+    assert [*tensors_in(Answer)] == [*tensors_in(None)] == [*tensors_in("text")] == []
+
+
+def test_an_output_in_a_dataclass_counts():
+    class Answers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scores, self.boxes = nn.Linear(3, 2), nn.Linear(3, 4)
+
+        def forward(self, x):
+            return Answer(self.scores(x), [{"boxes": self.boxes(x)}])
+
+    model = Answers()
+    trace = trace_forward(model)
+    assert trace.outputs == 2
+    assert trace.behind_output == trace.set_of(model.parameters())
+
+
+def test_a_parameter_added_to_the_data_is_beside_it_and_one_that_multiplies_them_is_not():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position, self.projection = nn.Parameter(torch.ones(1, 3)), nn.Parameter(torch.ones(3, 2))
+            self.token = nn.Parameter(torch.ones(1, 3))
+
+        def forward(self, x):
+            return torch.cat([self.token.expand(len(x), -1), x + self.position], 0) @ self.projection
+
+    model = Both()
+    trace = trace_forward(model, torch.ones(1, 3))
+    assert trace.beside == {id(model.position), id(model.token)}
+
+
+@pytest.mark.parametrize(("last", "ends_open"), [(nn.Identity(), True), (nn.Linear(4, 2), False),
+                                                 (nn.Sequential(nn.Linear(4, 2), nn.Identity()), False)],
+                         ids=["taken away", "there", "there, and an identity after it"])
+def test_it_shows_where_a_head_was_taken_away(last, ends_open):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
+    assert trace_forward(model).ends_open == ends_open
 
 
 def test_order_is_that_of_execution_for_modules_and_for_parameters_on_their_own():
