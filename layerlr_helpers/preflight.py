@@ -58,7 +58,8 @@ def check_run(model: nn.Module, optimizer: Optimizer, *, epochs, steps, batches,
 
 def check_precision(autocast: torch.dtype | None, model: nn.Module | None = None) -> None:
     """Raise a ValueError if gradients would be computed in float16, in which small ones are 0 unless the loss is scaled."""
-    half = [name for name, p in model.named_parameters() if p.dtype == torch.float16 and p.requires_grad] if model else []
+    parameters = [] if model is None else model.named_parameters()  # a compiled model is not true or false
+    half = [name for name, p in parameters if p.dtype == torch.float16 and p.requires_grad]
     if half or autocast == torch.float16:
         what = f"the parameters {listed(half, 4)} are float16" if half else "autocast is torch.float16"
         raise ValueError(f"{what}: it cannot hold small gradients, which become 0 unless the loss is scaled, and it is not "

@@ -70,7 +70,7 @@ def _observe_small(batch: Batch, indices: Sequence[int]) -> tuple[dict[int, Tens
     sums = {}
     for alike in _alike(batch, indices):
         grads, m, v, steps = (_at(tensors, alike) for tensors in (batch.grads, batch.exp_avgs, batch.exp_avg_sqs, batch.steps))
-        torch._foreach_add_(steps, torch.ones((), device=steps[0].device))
+        torch._foreach_add_(steps, torch.ones(()) if steps[0].is_cpu else 1)
         lengths = [g.numel() for g in grads]
         parts = grads[0].new_zeros(sum(lengths)).split(lengths)
         normalised = [part.view_as(g) for part, g in zip(parts, grads, strict=True)]
@@ -130,7 +130,8 @@ def _observe_together(batch: Batch, indices: Sequence[int]) -> tuple[dict[int, T
     for alike in _alike(batch, indices):
         grads, m, v, steps = (_at(tensors, alike) for tensors in (batch.grads, batch.exp_avgs, batch.exp_avg_sqs, batch.steps))
         grads = torch._foreach_neg(grads) if group["maximize"] else grads
-        torch._foreach_add_(steps, torch.ones((), device=steps[0].device))  # torch would make a tensor of 1 for each step
+        # On the CPU torch would make a tensor of 1 for each step; on a GPU it would wait to read the one that it is given.
+        torch._foreach_add_(steps, torch.ones(()) if steps[0].is_cpu else 1)
         torch._foreach_lerp_(m, grads, 1 - beta1)
         precise = exact(m[0]).dtype
         firsts, seconds = zip(*(_corrections(batch, i) for i in alike), strict=True)
@@ -190,7 +191,10 @@ def _ratios(batch: Batch, tensor_sums: dict[int, TensorSums]) -> Iterator[tuple]
     """``rule.ratios`` for one batch whose layers are whole in this process, in a few calls for all of its tensors."""
     sizes, squares = zip(*(tensor_sums[i] for i in range(len(batch.params))), strict=True)
     size, square = torch.stack(sizes), None
-    entries = torch.tensor(batch.entries, dtype=size.dtype, device=size.device)
+    if batch.group["capturable"]:  # a CUDA graph cannot capture a copy from the CPU
+        entries = torch.stack([torch.full_like(one, count) for one, count in zip(sizes, batch.entries, strict=True)])
+    else:
+        entries = torch.tensor(batch.entries, dtype=size.dtype, device=size.device)
     if batch.group["direction"] == "adam_mini":
         means = (torch.stack(squares) / entries).unbind()
         for v, mean in zip(batch.exp_avg_sqs, means, strict=True):
