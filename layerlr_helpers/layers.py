@@ -106,7 +106,7 @@ def _layers_and_heads(units: list[Unit], model: nn.Module, trace: Trace, granula
     whole = granularity in ("stage", "block")
     blocks = fold_norms(unit for unit in (units if whole else cut_into_units(model, trace, "block", chosen or ())) if unit.runs)
     if chosen is None:
-        head_units = find_heads(blocks, model, trace, fixed)
+        head_units = find_heads(blocks, trace, fixed)
     else:
         head_units = {name: [unit for unit in blocks if f"{unit.name}.".startswith(f"{module}.")]
                       for module, name in chosen.items()}
@@ -130,8 +130,9 @@ def _layers_and_heads(units: list[Unit], model: nn.Module, trace: Trace, granula
 def _depths(layers: list[Unit], heads: list[Unit], units: list[Unit], trace: Trace, fixed: set[str]) -> Callable[[Unit], int]:
     """A function from a layer to its depth: the longest way from it to an output, in layers along the flow of the data.
 
-    The last layer of a model without a head is at depth 1. Two kinds of layers count as no step for those before them: one
-    that never trains, and a lone one between the last block and the head, such as a pooler, which is at that block's depth.
+    The last layer of a model without a head is at depth 1. Three kinds of layers do not add to the depth of those before
+    them: one that never trains, a lone one without a gradient, and a lone one between the last block and the head, such as a
+    pooler, which is at that block's depth.
     """
     def follows(layer: Unit) -> list[Unit]:
         if not layer.members & trace.behind_output:  # without gradients there is no flow to see, only the order
@@ -177,10 +178,10 @@ def _warn(model: nn.Module, layers: list[Unit], heads: list[Unit], unused: list[
                         and layer.params.keys() - fixed]
     last = max(layers, key=lambda layer: layer.first_run).name if layers else ""
     for wrong, message in (
-            (idle, f"the forward pass did not use {listed(idle)}; grouped on their own, at the depth of their neighbours"),
-            (without_gradient, f"no gradient of the output reaches {listed(without_gradient)}; they are where they run"),
-            (not heads, f"{type(model).__name__} has no head of its own, since it ends in {last}, or its output layer is tied "
-                        "to an earlier one: no group is at depth 0. If a layer is the head, name it: layer_groups(…, head=…)")):
+            (idle, f"the forward pass did not use {listed(idle)}; each is a group of its own, at the depth of its neighbour"),
+            (without_gradient, f"no gradient of the output reaches {listed(without_gradient)}; their depth is by the order"),
+            (not heads, f"{type(model).__name__} has no head of its own, since it ends in {last}, or its output layer is tied: "
+                        "no group is at depth 0. If a layer is the head, name it: layer_groups(…, head=…)")):
         if wrong:
             warnings.warn(message, stacklevel=4)
 

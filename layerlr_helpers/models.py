@@ -67,25 +67,28 @@ def new_head(model: nn.Module, num_classes: int, example_input=None, *, head: st
     if not heads:
         raise ValueError(f"{type(model).__name__} has no head of its own to replace; add a classifier by hand, or name the "
                          "module that is the head: head=…")
-    if len(heads) > 1 and trace.outputs > 1:
+    if len(heads) > 1 and len(trace.outputs) > 1:
         raise ValueError(f"{type(model).__name__} has several outputs, from {', '.join(group.name for group in heads)}; choose "
                          "one by its module's name in the model: head=…")
     replaced = {name: model.get_submodule(name) for name in (_classifier(group, trace) for group in heads)}
-    old_outputs = {_outputs(old) for old in replaced.values()}
+    old_counts = {_outputs(old) for old in replaced.values()}
+    changed = _set_number_of_classes(model, old_counts, num_classes)  # some models need it in their forward pass
     try:
         for name, old in replaced.items():
             model.set_submodule(name, _like(old, num_classes))
-        shape, before = trace_forward(model, example_input).shapes[""], trace.shapes[""]
-        fits = [new == num_classes and old in old_outputs for old, new in zip(before, shape, strict=True)]
-        problem = None if any(fits) else f"the model's output, {list(before)} before, would be {list(shape)}"
+        outputs = trace_forward(model, example_input).outputs
+        fits = any(new == num_classes and old in old_counts for before, after in zip(trace.outputs, outputs, strict=True)
+                   for old, new in zip(before, after, strict=True))
+        problem = None if fits else f"the model's outputs, {trace.outputs} before, would be {outputs}"
     except Exception as error:  # the layers around a classifier can fail in any way
         problem = f"the model would fail: {str(error)[:200]}"
     if problem is not None:
         for name, old in replaced.items():
             model.set_submodule(name, old)
+        for owner, name, count in changed:
+            setattr(owner, name, count)
         raise ValueError(f"with {num_classes} outputs in place of {', '.join(replaced)}, {problem}; replace the classifier by "
                          "hand")
-    _set_number_of_classes(model, old_outputs, num_classes)
     return model
 
 
@@ -103,19 +106,24 @@ def _like(old: nn.Linear | nn.Conv2d, outputs: int) -> nn.Module:
     like = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
     if isinstance(old, nn.Linear):
         return nn.Linear(old.in_features, outputs, **like)
-    return nn.Conv2d(old.in_channels, outputs, old.kernel_size, old.stride, old.padding, **like)
+    return nn.Conv2d(old.in_channels, outputs, old.kernel_size, old.stride, old.padding, old.dilation, old.groups,
+                     padding_mode=old.padding_mode, **like)
 
 
 def _outputs(layer: nn.Linear | nn.Conv2d) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def _set_number_of_classes(model: nn.Module, old: set[int], new: int) -> None:
-    """Several libraries' models keep the number in these attributes, and compute their own loss with it."""
+def _set_number_of_classes(model: nn.Module, old: set[int], new: int) -> list[tuple]:
+    """Several libraries' models keep the number in these attributes. Returns what was there before, to put it back."""
+    changed = []
     for owner in [*model.modules(), getattr(model, "config", None)]:
         for name in ("num_classes", "num_labels"):
-            if getattr(owner, name, None) in old and isinstance(getattr(owner, name), int):
+            count = getattr(owner, name, None)
+            if isinstance(count, int) and count in old:
+                changed.append((owner, name, count))
                 setattr(owner, name, new)
+    return changed
 
 
 def checkpoint_path() -> Path:
@@ -165,7 +173,7 @@ def prepared_model(weights: str | None, num_classes: int | None, seed: int, *, k
     if keep is not None:
         with seeded(seed):
             random_model = load(None)
-            for group in layer_groups(model)[keep:-1]:
+            for group in (group for group in layer_groups(model)[keep:] if group.depth > 0):
                 for name, module in group.modules.items():
                     module.load_state_dict(random_model.get_submodule(name).state_dict())
     if num_classes is not None:

@@ -25,15 +25,18 @@ def matching(pattern: str, names: Sequence[str], *, what: str = "group") -> list
 def assigned(values: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
     """The value of each name, from a dictionary of names and patterns; names that nothing matches are left out.
 
-    A name itself goes before any pattern; of several patterns that match, the last one wins. A pattern that matches
+    A name itself, or one that stands for those below it, goes before any pattern; of several patterns that match, the last
+    one wins. A pattern that matches
     nothing, or whose every match goes to a later pattern, is a ValueError.
     """
     winner = {name: pattern for pattern in values for name in matching(pattern, names)}
+    by_name = {name: pattern for pattern in values for name in names if name.startswith(f"{pattern}.")}
+    by_name |= {name: name for name in values if name in names}
     for pattern in values:
-        if pattern not in names and pattern not in winner.values():
+        if pattern not in winner.values() and pattern not in by_name.values():
             raise ValueError(f"{pattern!r} decides nothing, because later patterns match all that it matches; of several "
                              "patterns the last one wins, so put the general one, such as '*', first")
-    winner |= {name: name for name in values if name in names}
+    winner |= by_name
     return {name: values[winner[name]] for name in names if name in winner}
 
 

@@ -11,18 +11,18 @@ from layerlr_helpers.tracing import Trace
 from layerlr_helpers.units import CONTAINERS, Unit
 
 
-def find_heads(units: Sequence[Unit], model: nn.Module, trace: Trace, fixed: int = 0) -> dict[str, list[Unit]]:
+def find_heads(units: Sequence[Unit], trace: Trace, fixed: int = 0) -> dict[str, list[Unit]]:
     """The last layers before the outputs, under the names ``head``, or ``head.NAME`` if there are several.
 
     ``units`` are in order of execution, with their norms; ``fixed`` is the set of parameters that never train. A model that
     ends in one of its blocks, in an output layer that it shares with its embeddings, or where its head was taken away, has
-    no head of its own. Of several heads that part from one trunk, each is the whole branch.
+    no head of its own. Of several heads that branch off one trunk, each is the whole branch.
     """
     if not trace.behind_output:  # a forward pass without gradients shows no flow: the last layer is the head
         return {"head": [units[-1]]}
     ends = [unit for unit in units if unit.members & trace.behind_output and not any(map(unit.feeds, units))]
     learning = [end for end in ends if (end.members | end.behind) & ~fixed] or ends  # not those of a frozen teacher
-    heads = [end for end in learning if not (_is_block(end, units) or _is_tied(end, units, model, trace) or trace.ends_open
+    heads = [end for end in learning if not (_is_block(end, units) or _is_tied(end, units, trace) or trace.ends_open
                                              or end.kernels == 0)]
     if len(heads) < 2:
         return {"head": heads} if heads else {}
@@ -54,11 +54,13 @@ def _is_block(unit: Unit, units: Sequence[Unit]) -> bool:
     return unit.kernels > 1 and unit.kind not in CONTAINERS and any(other.feeds(unit) for other in alike)
 
 
-def _is_tied(end: Unit, units: Sequence[Unit], model: nn.Module, trace: Trace) -> bool:
+def _is_tied(end: Unit, units: Sequence[Unit], trace: Trace) -> bool:
     """Whether the layer that makes the output uses a parameter of an earlier layer once more, such as the embeddings."""
-    earlier = {id(p): p for unit in units if unit.first_run < end.first_run for p in unit.params.values()}
+    if not any(p.ndim > 1 for p in end.params.values()):  # all that is its own is a bias
+        return True
+    earlier = {id(p) for unit in units if unit.first_run < end.first_run for p in unit.params.values()}
     own = {id(p) for module in end.atoms[0].modules.values() for p in module.parameters()}
-    return any(trace.behind_last_use.get(key, 0) & end.members and key not in own for key in earlier)
+    return any(trace.behind_last_use.get(key, 0) & end.members for key in earlier - own)
 
 
 def join_to_layers(body: Sequence[Unit], model: nn.Module, *, one_block_each: bool) -> list[list[Unit]]:
@@ -149,8 +151,8 @@ def _continues(run: list[Unit], unit: Unit, body: Sequence[Unit], blocks: Sequen
 def _are_abreast(unit: Unit, other: Unit, model: nn.Module) -> bool:
     """Whether two layers are in one list and neither works on what the other gave, as one embedding for each column."""
     parent = unit.name.rpartition(".")[0]
-    return (unit.kernels <= 1 and other.kernels <= 1 and not unit.feeds(other) and parent == other.name.rpartition(".")[0]
-            and parent != "" and type(model.get_submodule(parent)) in CONTAINERS)
+    return (unit.in_flow and other.in_flow and unit.kernels <= 1 and other.kernels <= 1 and not unit.feeds(other)
+            and parent == other.name.rpartition(".")[0] and parent != "" and type(model.get_submodule(parent)) in CONTAINERS)
 
 
 def _resolution(shape: tuple[int, ...]) -> int | None:
@@ -167,7 +169,7 @@ def _changes_resolution(unit: Unit, blocks: Sequence[Unit]) -> bool:
     """Whether stages of one resolution each are what this unit's network is made of, as they are not in a transformer."""
     alike = [block for block in blocks if block.kind is unit.kind] or [unit]
     if len(unit.shape) == 3:  # tokens: their number may change, but only stages change the number of features
-        return len({block.shape[-1] for block in alike if block.shape}) > 1
+        return len({block.shape[-1] for block in alike if block.shape and block.region == unit.region}) > 1
     nearby = alike + [block for block in blocks if block.region == unit.region]
     return unit not in blocks or len({_resolution(block.shape) for block in nearby}) > 1
 

@@ -8,7 +8,7 @@ import random
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from itertools import count
 from unittest.mock import patch
@@ -21,7 +21,6 @@ from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
-from layerlr_helpers.guards import preserved
 from layerlr_helpers.inputs import candidate_inputs, described, mapped
 
 # Functions that put a parameter beside the data, as position embeddings are, rather than multiply the data by it.
@@ -45,7 +44,7 @@ class Trace:
     behind: dict[str | int, int] = field(default_factory=dict)  # the parameters behind what a module or parameter was given
     behind_last_use: dict[int, int] = field(default_factory=dict)  # the same for the last use of each parameter alone
     behind_output: int = 0  # the parameters that the model's output depends on
-    outputs: int = 1  # how many tensors the model returns that depend on parameters
+    outputs: list[tuple[int, ...]] = field(default_factory=list)  # the shapes of the tensors that the model returns
     ends_open: bool = False  # an nn.Identity stands at the end, where a head was taken away
 
     @property
@@ -120,7 +119,7 @@ class _Recorder(TorchFunctionMode):
         trace.behind = {key: union(nodes) for key, nodes in self.given.items()}
         trace.behind_last_use = {key: union(nodes) for key, nodes in self.last_given.items()}
         trace.behind_output = union(_nodes(outputs)) | trace.set_of(t for t in outputs if id(t) in trace.numbers)
-        trace.outputs = len(_nodes(outputs))
+        trace.outputs = [tuple(t.shape) for t in outputs if t.grad_fn is not None]
         trace.ends_open = any(id(t) in self.open_ends for t in outputs)
         return trace
 
@@ -160,12 +159,12 @@ def _first_that_runs(model: nn.Module) -> Trace:
                             f"{str(error).strip().partition(chr(10))[0][:120]})")
     tried = "tried " + "; ".join(failures) if failures else "it has no layer whose input shape we know"
     raise ValueError("pass example_input=, a tensor, a tuple of arguments or a dictionary of keyword arguments that the model "
-                     f"can be called with. We cannot guess an input for {type(model).__name__}: {tried}; without a guess that "
-                     "runs, example_input= is needed.")
+                     f"can be called with. We cannot guess an input for {type(model).__name__}: {tried}. So example_input= is "
+                     "needed.")
 
 
 def _traced_call(model: nn.Module, example_input, *, training: bool = False) -> Trace:
-    """Look once if every parameter is used by calling its own module, as a convolution's is, else watch every function too."""
+    """Hooks alone see everything if each parameter is used only when its own module is called; else watch every function."""
     trace = None
     if not any(module._parameters and module._modules for module in model.modules()):
         trace, complete = _look(model, example_input, training=training, at_functions=False)
@@ -189,12 +188,18 @@ def _look(model: nn.Module, example_input, *, training: bool, at_functions: bool
             hooks.enter_context(module.register_forward_pre_hook(partial(recorder.before_call, name), with_kwargs=True))
             hooks.enter_context(module.register_forward_hook(partial(recorder.after_call, name)))
         with recorder if at_functions else nullcontext():
-            example_input = mapped(example_input, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+            example_input = mapped(example_input, partial(_as_input, next(model.parameters()).device))
             args = example_input if isinstance(example_input, tuple) else (example_input,)
             output = model(**example_input) if isinstance(example_input, Mapping) else model(*args)
         trace = recorder.finished(output)
     calls = [recorder.calls[id(p)] for p in model.parameters()]
     return trace, all(calls) and all(used <= recorder.calls[key] for key, used in recorder.uses_in_graph.items())
+
+
+def _as_input(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor on the model's device, if it is still on the CPU, and one that autograd accepts."""
+    tensor = tensor.clone() if tensor.is_inference() else tensor
+    return tensor.to(device) if tensor.device.type == "cpu" else tensor
 
 
 @contextmanager
@@ -203,7 +208,7 @@ def _undone(model: nn.Module) -> Iterator[None]:
     frozen = [p for p in model.parameters() if not p.requires_grad and (p.is_floating_point() or p.is_complex())]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with (torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad(), preserved(model),
+    with (torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad(),
           _attributes_put_back(model), patch.object(CheckpointFunction, "apply", lambda run, _, *args: run(*args))):
         # What a reentrant checkpoint computes is in no graph until the backward pass, so it is computed openly here.
         try:
@@ -219,9 +224,19 @@ def _undone(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _attributes_put_back(model: nn.Module) -> Iterator[None]:
-    """Put back what modules keep from a forward pass in attributes: tensors with a history cannot be copied or scripted."""
+    """Let a forward pass work on copies of all tensors that modules keep beside parameters, and put back what it changes.
+
+    A tensor that got a history by the pass could not be copied or scripted afterwards.
+    """
     kept = [(module, dict(vars(module)), [(value, value.copy()) for value in vars(module).values()
                                           if type(value) in (dict, OrderedDict, list, set)]) for module in model.modules()]
+    copies: dict[int, Tensor] = {}  # by id, since two modules may keep the same one
+    for module, attributes, _ in kept:
+        for values in (attributes, module._buffers):
+            for name, value in values.items():
+                if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                    copy = copies.setdefault(id(value), value.detach().clone().requires_grad_(value.requires_grad))
+                    (vars(module) if values is attributes else module._buffers)[name] = copy
     try:
         yield
     finally:
@@ -252,14 +267,16 @@ def _both(eval_mode: Trace, train_mode: Trace) -> Trace:
 
 
 def tensors_in(output) -> Iterator[Tensor]:
-    """The tensors in what a module returned: in tuples, lists, dictionaries and dataclasses of any depth."""
+    """The tensors in what a module returned: in tuples, lists, dictionaries, dataclasses."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, (Mapping, tuple, list)):
         for part in output.values() if isinstance(output, Mapping) else output:
             yield from tensors_in(part)
     elif is_dataclass(output) and not isinstance(output, type):
-        yield from tensors_in(vars(output))
+        yield from tensors_in([getattr(output, part.name) for part in fields(output)])
+    elif not isinstance(output, (nn.Module, type)):  # such as a distribution
+        yield from tensors_in([part for part in getattr(output, "__dict__", {}).values() if isinstance(part, Tensor)])
 
 
 def _nodes(tensors: Iterable[Tensor]) -> list:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from layerlr_helpers.tracing import Trace
 
@@ -31,7 +33,8 @@ class Unit:
     members: int = 0  # its parameters, as a set
     behind: int = 0  # the parameters behind what it is given, as a set
     kind: type | None = None  # the class of its module
-    region: str = ""  # the list, or the module with several blocks of one class, that it is in
+    region: str = ""  # the outermost list, or module with several blocks of one class, around it
+    in_flow: bool = True  # whether the output depends on it by a gradient
     runs: bool = True  # whether the forward pass used it
     parts: tuple["Unit", ...] = ()  # the units that it was joined from; see ``atoms``
 
@@ -56,7 +59,8 @@ class Unit:
     def joined_with(self, other: "Unit") -> "Unit":
         """Both as one unit, which goes by the name, the place and the kind of this one."""
         return Unit(self.name, self.params | other.params, self.modules | other.modules, self.first_run, self.end, self.shape,
-                    self.kernels, self.members | other.members, self.behind | other.behind, self.kind, self.region, self.runs,
+                    self.kernels, self.members | other.members, self.behind | other.behind, self.kind, self.region,
+                    self.in_flow or other.in_flow, self.runs,
                     (*self.atoms, *other.atoms))
 
 
@@ -79,6 +83,9 @@ def cut_into_units(model: nn.Module, trace: Trace, granularity: str, whole: Iter
             result |= trace.behind.get(key, 0)
         return result
 
+    def in_flow(params: dict[str, nn.Parameter]) -> bool:
+        return bool(trace.set_of(params.values()) & trace.behind_output)
+
     def walk(name: str, module: nn.Module, parent: nn.Module | None, parent_run: int, region: str | None) -> None:
         within = name.rpartition(".")[0] if region is None else region
         first_run = trace.first_calls.get(name)
@@ -87,7 +94,7 @@ def cut_into_units(model: nn.Module, trace: Trace, granularity: str, whole: Iter
             uses = [trace.first_uses[id(p)] for p in module.parameters() if id(p) in trace.first_uses]
             first_run = min(inner + uses, default=parent_run)
         children = [(child_name, child) for child_name, child in module.named_children() if tree.holds[child]]
-        above_whole = any(other.startswith(f"{name}.") or not name for other in whole if other)
+        above_whole = any(not name or other.startswith(f"{name}.") for other in whole)
         opened = name not in whole and (above_whole or _is_opened(name, module, parent, tree, granularity, trace))
         if not children or not opened:
             params = claim(module.named_parameters(name))
@@ -96,14 +103,14 @@ def cut_into_units(model: nn.Module, trace: Trace, granularity: str, whole: Iter
             units.append(Unit(name or "root", params, {name: module}, first_run, trace.first_returns.get(name, first_run),
                               trace.shapes.get(last, ()), tree.kernels[module], trace.set_of(params.values()),
                               behind([*called, *map(id, params.values())]), type(module), within,
-                              bool(called) or any(id(p) in trace.first_uses for p in params.values())))
+                              in_flow(params), bool(called) or any(id(p) in trace.first_uses for p in params.values())))
             return
         for param_name, p in claim(module.named_parameters(name, recurse=False)).items():
             used = id(p) in trace.first_uses or not trace.first_uses  # some passes show no use at all
             use = trace.first_uses.get(id(p), first_run)
             kernels = int(_is_kernel(p) and id(p) not in trace.beside)
             units.append(Unit(param_name, {param_name: p}, {}, use, use, (), kernels, trace.set_of([p]), behind([id(p)]), None,
-                              within, used))
+                              within, in_flow({param_name: p}), used))
         if region is None and ((isinstance(module, CONTAINERS) and name) or tree.has_alike(module)):
             region = name
         for child_name, child in children:
@@ -159,8 +166,12 @@ class _Tree:
 
     def _count(self, module: nn.Module) -> int:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        kernels = sum(_is_kernel(p) for p in module.parameters(recurse=False))
-        self.kernels[module] = kernels + sum(map(self._count, module.children()))
+        kernels = sum(map(_is_kernel, module.parameters(recurse=False))) + sum(map(self._count, module.children()))
+        if isinstance(module, (_ConvNd, nn.Linear)):  # whatever shape its weight has, or several parts under weight norm
+            kernels = 1
+        elif isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm)):  # also one whose scale is a map
+            kernels = 0
+        self.kernels[module] = kernels
         self.holds[module] = bool(own) or any(self.holds[child] for child in module.children())
         return self.kernels[module]
 
@@ -208,12 +219,15 @@ def _is_opened(name: str, module: nn.Module, parent: nn.Module | None, tree: _Tr
         return False
     if isinstance(parent, CONTAINERS) and tree.often[type(module)] > 1:  # a block, or a stage: little more than a row of blocks
         blocks = list(tree.repeated(module, numbered=isinstance(module, CONTAINERS)))
-        in_blocks = sum(tree.kernels[block] for _, block in blocks)
-        return in_blocks >= max(MOST * kernels, kernels - 2) and _in_a_row(name, blocks, trace)
+        outside = kernels - sum(tree.kernels[block] for _, block in blocks)
+        in_list_of_stages = all(type(sibling) is type(module) for sibling in parent.children() if tree.kernels[sibling] > 1)
+        return outside <= (1 - MOST) * kernels and (outside <= 2 or in_list_of_stages) and _in_a_row(name, blocks, trace)
     if isinstance(module, CONTAINERS) or next(tree.repeated(module, numbered=True), None) is not None:
         return True
-    # The backbone of a larger model: the only one of its class, and too large for a block.
-    return tree.often[type(module)] == 1 and kernels > 4 and any(type(part) in CONTAINERS for part in module.modules())
+    # The backbone of a larger model: the only one of its class, and too large for a block, or most of what there is.
+    large = kernels > 4 and any(type(part) in CONTAINERS for part in module.modules())
+    most = not isinstance(parent, CONTAINERS) and kernels > MOST * tree.kernels[tree.model]
+    return tree.often[type(module)] == 1 and (large or most)
 
 
 def _in_a_row(prefix: str, blocks: list[tuple[str, nn.Module]], trace: Trace) -> bool:

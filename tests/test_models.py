@@ -1,6 +1,7 @@
 import hashlib
 import os
 from http.client import IncompleteRead
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
@@ -232,3 +233,99 @@ def test_a_model_without_a_classifier_keeps_what_it_has():
     with pytest.raises(ValueError, match="num_classes must be at least 1, not 0"):
         new_head(model, 0)
     assert str(model) == before
+
+
+class Small(nn.Module):
+    """A body and classifiers in any attributes; ``forward`` says what becomes of them."""
+
+    def __init__(self, forward, *, classes=3, **classifiers):
+        super().__init__()
+        for name, classifier in classifiers.items():  # defined first, run last
+            setattr(self, name, classifier)
+        self.body, self.num_classes, self._forward = nn.Sequential(nn.Linear(4, 8), nn.ReLU()), classes, forward
+
+    def forward(self, x):
+        return self._forward(self, self.body(x))
+
+
+X = torch.zeros(2, 4)
+
+
+def state(model):
+    """Which modules a model has, and what it says of itself."""
+    return [*model.named_modules()], {name: value for name, value in vars(model).items() if isinstance(value, int)}
+
+
+def test_the_classifier_is_what_runs_last_whatever_was_defined_last():
+    model = Small(lambda m, x: m.classifier(m.neck(x)), classifier=nn.Linear(8, 3), neck=nn.Linear(8, 8))
+    neck = model.neck
+    assert new_head(model, 5, X)(X).shape == (2, 5)
+    assert model.neck is neck
+    assert model.classifier.out_features == 5
+
+
+def test_several_classifiers_of_which_the_output_is_the_mean_are_all_replaced():
+    model = Small(lambda m, x: (m.first(x) + m.second(x)) / 2, first=nn.Linear(8, 3), second=nn.Linear(8, 3))
+    new_head(model, 5, X)
+    assert model.first.out_features == model.second.out_features == 5
+    assert model(X).shape == (2, 5)
+
+
+def test_of_several_outputs_one_has_to_be_chosen():
+    model = Small(lambda m, x: {"logits": m.classes(x), "boxes": m.boxes(x)}, classes=3, boxes=nn.Linear(8, 4))
+    model.classes = nn.Linear(8, 3)
+    before = state(model)
+    with pytest.raises(ValueError, match=r"several outputs, from head\.\w+, head\.\w+; choose one .*head=…"):
+        new_head(model, 5, X)
+    assert state(model) == before
+    boxes = model.boxes
+    new_head(model, 5, X, head="classes")
+    assert {name: tuple(output.shape) for name, output in model(X).items()} == {"logits": (2, 5), "boxes": (2, 4)}
+    assert model.boxes is boxes
+
+
+@pytest.mark.parametrize("head", [None, "body"])
+def test_a_model_without_a_head_is_refused_and_stays_as_it_was(head):
+    model = Small(lambda m, x: m.encoder(x[:, None]), encoder=nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False))
+    before = state(model)
+    message = "has no head of its own to replace" if head is None else "with 5 outputs in place of body.0, the model would fail"
+    with pytest.raises(ValueError, match=message):
+        new_head(model, 5, X, head=head)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("forward", [
+    lambda m, x: m.fc(x) * m.scale,  # fails with more classes
+    lambda m, x: m.fc(x).argmax(1),  # returns no scores
+    lambda m, x: m.fc(x) @ m.mixing,  # is projected to three again
+], ids=["fails", "no scores", "another number"])
+def test_if_the_output_would_not_be_one_of_that_many_classes_the_old_layer_comes_back(forward):
+    model = Small(forward, fc=nn.Linear(8, 3))
+    model.register_buffer("scale", torch.ones(3))
+    model.register_buffer("mixing", torch.ones(3, 3))
+    before = state(model)
+    with pytest.raises(ValueError, match=r"with 5 outputs in place of fc, .*replace the classifier by hand"):
+        new_head(model, 5, X)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("name", ["num_classes", "num_labels"])
+def test_the_model_its_parts_and_its_settings_know_the_new_number_of_classes(name):
+    model = Small(lambda m, x: m.fc(x), fc=nn.Linear(8, 3))
+    model.num_classes = None
+    model.config = SimpleNamespace(**{name: 3, "hidden_size": 8})
+    setattr(model, name, 3)
+    setattr(model.body, name, 3)
+    setattr(model.body[0], name, 8)  # the number of something else
+    new_head(model, 5, X)
+    assert [getattr(owner, name) for owner in (model, model.body, model.config, model.body[0])] == [5, 5, 5, 8]
+    assert model.config.hidden_size == 8
+
+
+def test_a_wrong_name_for_the_head_is_refused_with_the_modules_that_there_are():
+    model = Small(lambda m, x: m.fc(x), fc=nn.Linear(8, 3))
+    before = state(model)
+    with pytest.raises(ValueError, match=r"no module matches 'head'; there are: fc, body, body\.0"):
+        new_head(model, 5, X, head="head")
+    assert state(model) == before

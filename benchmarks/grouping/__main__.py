@@ -20,6 +20,7 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
+from benchmarks.grouping.document import DOCUMENT, document
 from benchmarks.grouping.shared import Result
 from benchmarks.grouping.subjects import measure_named, subjects
 
@@ -78,6 +79,8 @@ def main() -> None:
         all_results.append(result)
     all_results.sort(key=lambda result: names.index(result.name))
     print(summary(all_results))
+    if not args.only:
+        DOCUMENT.write_text(document(all_results), encoding="utf-8")
     if args.json:
         args.json.write_text(json.dumps([asdict(result) for result in all_results], indent=1), encoding="utf-8")
 

@@ -5,7 +5,8 @@ Where a library is missing, as in the environment of the other tests, its file i
 
 from importlib.util import find_spec
 
-NEEDED = {"accelerate": ["accelerate"], "bitsandbytes": ["bitsandbytes"], "fastai": ["fastai"],
+NEEDED = {"accelerate": ["accelerate"], "bitsandbytes": ["bitsandbytes"],
+          "everyday": ["timm", "transformers", "peft", "lightning", "torchmetrics", "accelerate"], "fastai": ["fastai"],
           "hugging_face": ["transformers", "accelerate", "peft"], "lightning": ["lightning", "peft", "transformers"],
           "schedule_free": ["schedulefree"], "timm": ["timm"]}
 

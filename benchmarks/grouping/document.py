@@ -1,0 +1,82 @@
+"""The page about a run over all models: docs/grouping.md."""
+
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.grouping.shared import GRANULARITIES, Result
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "grouping.md"
+# Where the two differ: models by pattern, who is right, and why. The first pattern that fits a model's name counts.
+DIFFERENCES = (
+    ("cait|convit|volo|xcit", "ours", "The class token enters late, and belongs to the layer that it enters; timm has it with the patches."),
+    ("vit_srelpos", "neither", "The shared relative bias is in timm's group of the head, here in the stem; it enters every block."),
+    ("efficientvim", "open", "A norm before an early output counts as early here and as late in timm."),
+    ("efficientnet|mobilenet|mnasnet|mixnet|fbnet|tinynet|lcnet|ghostnet|hardcorenas|spnasnet|rexnet|hiera|gernet|inception",
+     "open", "A stage ends here where the resolution changes; timm's coarse groups are the lists that the author wrote."),
+    ("dla", "ours", "timm counts two layers before the first tree as stages, and the root of a tree with its last block."),
+    ("coatnet|coatnext|maxvit|maxxvit|efficientformer|hrnet|hgnet|cpubone|davit", "ours",
+     "Blocks stand alone with granularity block; timm's fine groups are its coarse ones here, or pairs of blocks."),
+    ("convmixer", "timm", "A block is two layers in two lists, which here are layers of their own, or one stage of all."),
+    ("edgenext|iformer|levit|swiftformer|efficientvit|cs3darknet|starnet|nextvit|repvit|fastvit|mobileone|shvit|lowformer", "timm",
+     "Stages of unlike blocks stay whole here, or are opened further than one block."),
+    ("pe_core|siglip|naflex", "open", "The attention that pools is a level here; timm has it with the head."),
+    ("gcvit|nest|pvt|twins|vovnet|nfnet|mobilevit|vit_.*r\\d|visformer|tnt|crossvit|coat|dpn|selecsls|vgg|pnasnet|nasnet", "open",
+     "Convolutions between blocks, or the steps of a stem, are levels in the one and not in the other."),
+)
+
+
+def document(results: Sequence[Result]) -> str:
+    versions = ", ".join(f"{package} {version(package)}" for package in ("timm", "transformers", "torch"))
+    rows = [f"| {kind} | {' | '.join(_share(results, library, kind) for library in ('timm', 'Hugging Face'))} |"
+            for kind in ("heads", "order", "levels")]
+    wrong = [f"- {result.library}, `{result.name}`, {kind}: {fault}" for result in results for kind, fault in result.wrong.items()]
+    return f"""# How models are divided, beside timm's groups and names written by hand
+
+`python -m benchmarks.grouping` builds models with random weights, divides them with `layer_groups`, and compares. For
+timm's models the reference is `group_matcher`, which every author writes by hand, and the classifier that the model names;
+for Hugging Face's, heads and layers that we wrote down from each architecture. *Heads*: exactly the head's parameters are at
+depth 0; a model that is tied or has no head has none there, and warns. *Order*: no parameter that the reference has
+earlier is nearer to the output. *Levels*: as many depths as the published recipe has (BERT and ELECTRA: embeddings, n layers,
+head; BEiT, MAE and DINOv2: patch embedding, n blocks, head; ConvNeXt and Swin: stem, 4 stages or each block, head).
+
+Versions: {versions}.
+
+| right | timm | Hugging Face |
+|---|---|---|
+{chr(10).join(rows)}
+
+## What is not as the reference has it
+
+{chr(10).join(wrong) or "Nothing."}
+
+ALBERT uses one layer several times. There is nothing that repeats, so its second embedding layer is a level of its own here.
+
+## Where the number of levels differs from timm's
+
+timm's coarse groups are set beside granularity `stage`, its fine ones beside `block`. Who is right is our judgement of what a
+layer-wise rate should step at; where it says timm, the helper is coarser or finer than one would want, in the right order.
+
+| model | timm coarse, fine | here stage, block | who is right | why |
+|---|---|---|---|---|
+{chr(10).join(_difference(result) for result in results if _differs(result))}
+"""
+
+
+def _share(results: Sequence[Result], library: str, kind: str) -> str:
+    checked = [result for result in results if result.library == library and kind in result.checked]
+    return f"{sum(kind not in result.wrong for result in checked)} of {len(checked)}"
+
+
+def _differs(result: Result) -> bool:
+    return result.library == "timm" and any(result.reference_levels.get(name) not in (None, result.levels.get(name))
+                                            for name in GRANULARITIES)
+
+
+def _difference(result: Result) -> str:
+    who, why = next(((who, why) for pattern, who, why in DIFFERENCES if re.search(pattern, result.name)),
+                    ("not judged", ""))
+    theirs, ours = (", ".join(str(levels.get(name, "-")) for name in GRANULARITIES)
+                    for levels in (result.reference_levels, result.levels))
+    return f"| `{result.name}` | {theirs} | {ours} | {who} | {why} |"
