@@ -56,8 +56,6 @@ def _is_block(unit: Unit, units: Sequence[Unit]) -> bool:
 
 def _is_tied(end: Unit, units: Sequence[Unit], trace: Trace) -> bool:
     """Whether the layer that makes the output uses a parameter of an earlier layer once more, such as the embeddings."""
-    if not any(p.ndim > 1 for p in end.params.values()):  # all that is its own is a bias
-        return True
     earlier = {id(p) for unit in units if unit.first_run < end.first_run for p in unit.params.values()}
     own = {id(p) for module in end.atoms[0].modules.values() for p in module.parameters()}
     return any(trace.behind_last_use.get(key, 0) & end.members for key in earlier - own)

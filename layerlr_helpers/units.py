@@ -100,8 +100,9 @@ def cut_into_units(model: nn.Module, trace: Trace, granularity: str, whole: Iter
             params = claim(module.named_parameters(name))
             called = [inner for inner, _ in module.named_modules(prefix=name) if inner in trace.first_calls]
             last = name if name in trace.shapes else max(called, key=trace.first_calls.get, default=name)
+            kernels = tree.kernels[module] if any(p.ndim > 1 for p in params.values()) else 0  # a tied layer's bias is no layer
             units.append(Unit(name or "root", params, {name: module}, first_run, trace.first_returns.get(name, first_run),
-                              trace.shapes.get(last, ()), tree.kernels[module], trace.set_of(params.values()),
+                              trace.shapes.get(last, ()), kernels, trace.set_of(params.values()),
                               behind([*called, *map(id, params.values())]), type(module), within,
                               in_flow(params), bool(called) or any(id(p) in trace.first_uses for p in params.values())))
             return
@@ -214,7 +215,9 @@ def _is_opened(name: str, module: nn.Module, parent: nn.Module | None, tree: _Tr
         return True
     kernels = tree.kernels[module]
     if type(module) in CONTAINERS:
-        return kernels > 1  # a convolution with its norm is one layer
+        of_layers = type(module) is nn.Sequential and all(tree.kernels[child] <= 1 for child in module.children())
+        one_of_many = isinstance(parent, nn.ModuleList) and sum(tree.kernels[child] > 1 for child in parent.children()) > 1
+        return kernels > 1 and not (of_layers and one_of_many)  # no layer with its norm, no block that is written so
     if isinstance(module, CONTAINERS) and not any(tree.kernels[child] > 1 for child in module.children()):
         return False
     if isinstance(parent, CONTAINERS) and tree.often[type(module)] > 1:  # a block, or a stage: little more than a row of blocks

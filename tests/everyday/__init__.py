@@ -1,4 +1,4 @@
 """What people meet every day: models, tasks, runs and mistakes as they are found in other people's projects, tried end to end.
 
-The tests beside the modules say what each part does; these were written from a user's side, without a look at the code.
+The tests beside the modules say what each part does.
 """
