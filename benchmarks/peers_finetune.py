@@ -33,8 +33,8 @@ import layerlr_helpers as ours
 from layerlr_helpers.intervals import paired_intervals
 from layerlr_helpers.models import prepared_model
 from layerlr_helpers.recipes import fused_adamw, gradual, head_then_all
-from layerlr_helpers.studies.compare import SEARCH_SEEDS
 from layerlr_helpers.studies.results import append_row, chosen_rows, missing, read_rows, winners
+from layerlr_helpers.studies.search import SEARCH_SEEDS
 
 timm = optional("timm.optim") and optional("timm.scheduler") and optional("timm")
 fastai, lightning = optional("fastai.vision.all"), optional("lightning.pytorch")

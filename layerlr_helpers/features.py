@@ -99,7 +99,7 @@ def cached_head(model: nn.Module, groups: Sequence[LayerGroup], data: Dataset,
 
     With the same optimizer and the same ``unfreezing``, training this head on them is then training the whole model.
     """
-    if unfreezing is None or unfreezing.batch_norm != "freeze" or hasattr(unfreezing, "report"):
+    if unfreezing is None or unfreezing.batch_norm not in ("freeze", "hold") or hasattr(unfreezing, "report"):
         return None  # one that waits for reports will unfreeze more
     try:
         if set(unfreezing.plan.first_steps) != {_only_head(groups).name}:

@@ -22,6 +22,11 @@ def head_only(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
     return UnfreezePlan(dict.fromkeys(_heads(groups), 0))
 
 
+def everything(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
+    """All layers train from the start."""
+    return UnfreezePlan({"*": 0})
+
+
 def gradual(groups: Sequence[LayerGroup], steps: int) -> UnfreezePlan:
     """One depth more at a time, from the head down (Howard and Ruder, 2018); all train in the last 3 of n + 2 equal parts."""
     return UnfreezePlan.top_down(groups, every=steps // (len(set(depth_by_name(groups).values())) + 2))
@@ -73,6 +78,11 @@ def l2_sp(strength: float) -> Callable[[list[dict]], Optimizer]:
         return optimizer
 
     return make
+
+
+def in_one_group(make: Callable[[list[dict]], Optimizer]) -> Callable[[list[dict]], Optimizer]:
+    """An optimizer of one group that holds the parameters of all groups, with the options of the first."""
+    return lambda groups: make([{**groups[0], "params": [p for group in groups for p in group["params"]], "name": "all"}])
 
 
 def auto_rgn(groups: list[dict]) -> Optimizer:

@@ -89,6 +89,8 @@ class ProgressiveUnfreezing:
     - ``"statistics"``: they run in the model's mode; in train mode they normalise by the batch and go on averaging
       their statistics, only their scale and shift are frozen. This is what ``requires_grad = False`` alone does.
     - ``"train"``: BatchNorm is not frozen at all: statistics, scale and shift train from the start.
+    - ``"hold"``: as ``"freeze"``, and in groups that train as well: no statistics move, only scale and shift train with their
+      group. With the plan ``{"*": 0}`` everything trains on the statistics that the model came with.
 
     Layers with a state are BatchNorm, InstanceNorm, spectral norm, and layers of one's own with floating-point buffers
     that are saved with the model. One whose scale and shift are in different groups is frozen until both train. Dropout
@@ -100,7 +102,7 @@ class ProgressiveUnfreezing:
     """
 
     def __init__(self, groups: Sequence[LayerGroup], plan: UnfreezePlan, *, batch_norm: str = "freeze"):
-        check_choice("batch_norm", batch_norm, ("freeze", "statistics", "train"))
+        check_choice("batch_norm", batch_norm, ("freeze", "statistics", "train", "hold"))
         self.groups, self.batch_norm = list(groups), batch_norm
         self.plan = plan.resolved([group.name for group in groups])
         if not any(group.fixed and may_train(group) for group in groups):
@@ -115,7 +117,7 @@ class ProgressiveUnfreezing:
         for layer, names in layers_with_state(self.groups).items():
             own = [id(p) for p in layer.parameters(recurse=False)]  # a layer that has none trains with its groups
             trains = training.issuperset(own) if own else names <= in_training
-            hold_still(layer, self.batch_norm == "freeze" and not trains)
+            hold_still(layer, self.batch_norm == "hold" or (self.batch_norm == "freeze" and not trains))
         return self.plan.trainable_at(step)
 
     def training_at(self, step: int) -> set[int]:

@@ -1,5 +1,8 @@
 """Intervals: numbers from the literature, and differences between runs that belong together."""
 
+import math
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -71,6 +74,14 @@ def test_the_interval_of_a_mean_holds_it_and_is_a_point_where_the_runs_are_the_s
     same, spread = mean_interval([0.5] * 4), mean_interval([0.1, 0.4, 0.7, 0.8])
     assert same == {"mean": 0.5, "low": 0.5, "high": 0.5}
     assert spread["mean"] == pytest.approx(0.5)
-    assert 0.1 <= spread["low"] < 0.5 < spread["high"] <= 0.8
-    assert mean_interval([0.1, 0.4, 0.7, 0.8]) == spread  # the same at every call
+    assert spread["high"] - 0.5 == pytest.approx(0.5 - spread["low"]) == pytest.approx(3.182 * 0.3162 / 2, rel=1e-3)
+    assert mean_interval([0.5]) == {"mean": 0.5, "low": -math.inf, "high": math.inf}
     assert interval_text({"difference": 1.5, "low": -0.25, "high": 2}) == "+1.5 (-0.2 to +2.0)"
+
+
+@pytest.mark.parametrize("draw", [lambda random: random.normal(size=10), lambda random: random.gamma(2, size=10) - 2,
+                                  lambda random: random.standard_t(4, size=10)], ids=["normal", "skewed", "heavy tails"])
+def test_about_95_of_100_intervals_hold_the_true_mean(draw):
+    random = np.random.default_rng(0)
+    intervals = [mean_interval(draw(random)) for _ in range(2000)]
+    assert 0.92 < sum(each["low"] <= 0 <= each["high"] for each in intervals) / 2000 < 0.97

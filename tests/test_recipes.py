@@ -34,6 +34,7 @@ def test_plans_say_what_trains_when(resnet_groups):
 
     assert trains(recipes.head_only, 79) == ["head"]
     assert [len(trains(recipes.gradual, step)) for step in (0, 9, 10, 50, 79)] == [1, 1, 2, 6, 6]
+    assert trains(recipes.everything, 0) == names
     assert trains(recipes.head_then_all, 39) == ["head"]
     assert trains(recipes.head_then_all, 40) == names
     assert trains(recipes.only("layer2", "head"), 0) == ["layer2", "head"]
@@ -130,3 +131,15 @@ def test_auto_rgn_scales_each_step_by_its_own_gradients_and_leaves_the_schedule_
         assert factors == pytest.approx(list(expected(groups).values()), rel=1e-4)
         assert [group["lr"] for group in optimizer.param_groups] == planned
         schedule.step()
+
+
+def test_in_one_group_an_optimizer_sees_one_layer_that_trains_as_before():
+    model, apart = net(), net()
+    groups = param_groups(layer_groups(apart, torch.zeros(1, 4)), uniform(0.01))
+    together = recipes.in_one_group(torch.optim.AdamW)(param_groups(layer_groups(model, torch.zeros(1, 4)), uniform(0.01)))
+    (group,) = together.param_groups
+    assert group["name"] == "all"
+    assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
+    step(model, together)
+    step(apart, torch.optim.AdamW(groups))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), apart.parameters(), strict=True))

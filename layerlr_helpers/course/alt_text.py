@@ -38,7 +38,7 @@ def alt_text(figure) -> str:
     counts = Counter(sentence for axes in described for sentence in axes.alt_text)
     parts = [sentence for sentence, count in counts.items() if count > 1]
     for number_of_panel, axes in enumerate(described, start=1):
-        title = f"{axes.get_title() or f'Panel {number_of_panel}'}: " if len(described) > 1 else ""
+        title = f"{' '.join(axes.get_title().split()) or f'Panel {number_of_panel}'}: " if len(described) > 1 else ""
         if rest := [sentence for sentence in axes.alt_text if counts[sentence] == 1]:
             parts.append(title + " ".join(rest))
     return " ".join(parts)

@@ -29,6 +29,24 @@ def printed_glyphs(n: int, *, image_size: int = 64, seed: int = 0, shift: str | 
     return shifted(ImageSet(images, labels, scenes.GLYPHS, {"font": font, **factors}), shift, seed=seed)
 
 
+def ornate_letters(n: int, *, image_size: int = 64, seed: int = 0) -> ImageSet:
+    """Render ``n`` capitals A to Z as they are written and in black letter: what printed letters are called, in new forms.
+
+    The labels are those of the same letters in :func:`printed_glyphs`, so a network keeps its head. ``factors`` holds the
+    style of each image (an index into ``scenes.ORNATE``) and everything of :func:`scenes.draw_factors`.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}")
+    check_image_size(image_size)
+    generator = torch.Generator().manual_seed(seed)
+    letters = scenes.GLYPHS[:26]
+    labels = torch.randint(len(letters), (n,), generator=generator)
+    style = torch.randint(len(scenes.ORNATE), (n,), generator=generator)
+    factors = scenes.draw_factors(n, generator)
+    images = scenes.render(scenes.ornate_masks(image_size), style * len(letters) + labels, factors, generator)
+    return ImageSet(images, labels, letters, {"style": style, **factors})
+
+
 def handwritten_digits(*, image_size: int = 64, seed: int = 0, shift: str | None = None) -> ImageSet:
     """The 1,797 scanned digits of scikit-learn (real handwriting) in the same kind of scene as the glyphs.
 

@@ -4,12 +4,16 @@ Each function also writes down what it drew, in words. :func:`show` puts these w
 cannot see it.
 """
 
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid
@@ -19,10 +23,25 @@ from layerlr_helpers.images import ImageSet
 from layerlr_helpers.intervals import interval_text, mean_interval
 from layerlr_helpers.range_test import RangeTest
 
+COLOURS = [*plt.cm.tab10.colors[:2], *plt.cm.tab10.colors[4:]]  # of things in no order: tab10 without green and red
+MARKERS = "osD^vPX*"
+
 
 def depth_colours(n: int) -> list:
     """``n`` colours from dark (first layer) to light (head): the course's colours of depth."""
     return [plt.cm.viridis(x) for x in np.linspace(0.05, 0.85, n)]
+
+
+def rate_text(value: float) -> str:
+    """A number as a text, the small ones as rates are written: 1e-4 and not 0.0001.
+
+    >>> rate_text(0.0003), rate_text(0.00013), rate_text(0.5), rate_text(20)
+    ('3e-4', '1.3e-4', '0.5', '20')
+    """
+    if not 0 < abs(value) < 0.1:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def show(figure_or_axes, alt: str | None = None, **settings) -> None:
@@ -30,8 +49,9 @@ def show(figure_or_axes, alt: str | None = None, **settings) -> None:
 
     The text goes into the notebook's metadata, from where a rendered page takes it for people who do not see the picture.
     It is ``alt``, or else the descriptions in the Axes; a figure without any is a ValueError. ``settings`` change the
-    figure before, such as ``dpi=70`` and ``size_inches=(7, 3)``.
+    figure before, such as ``dpi=70`` and ``size_inches=(7, 3)``. The picture has 256 colours, so that the notebook is small.
     """
+    from IPython.core.pylabtools import print_figure
     from IPython.display import display
 
     figure = np.ravel(figure_or_axes)[0].figure
@@ -40,7 +60,11 @@ def show(figure_or_axes, alt: str | None = None, **settings) -> None:
         raise ValueError("alt must say what is to be seen in the figure, for those who do not see it: draw with a plots.plot_* "
                          "function, call plots.describe_lines(axes) or plots.describe(axes, '...') before, or pass alt='...'")
     figure.set(**settings)
-    display(figure, metadata={"image/png": {"alt": alt}})
+    small = BytesIO()
+    picture = Image.open(BytesIO(print_figure(figure))).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    display({"image/png": b64encode(small.getvalue()).decode(), "text/plain": str(figure)}, raw=True,
+            metadata={"image/png": {"alt": alt}})
     plt.close(figure)
 
 
@@ -70,7 +94,7 @@ def shared_legend(figure, loc: str = "outside lower center", **options) -> None:
     for axes in figure.axes:
         if axes.get_legend() is not None:
             axes.get_legend().remove()
-    figure.legend(handles, labels, loc=loc, fontsize=8, **options)
+    figure.legend(handles, labels, loc=loc, fontsize=9, **options)
 
 
 def plot_images(data: ImageSet, n: int = 12, *, columns: int = 12, titles: Sequence[str] | None = None) -> np.ndarray:
@@ -79,12 +103,12 @@ def plot_images(data: ImageSet, n: int = 12, *, columns: int = 12, titles: Seque
     columns = min(columns, n)
     rows = -(-n // columns)
     titles = titles if titles is not None else [data.class_names[label] for label in data.labels[:n].tolist()]
-    _, grid = plt.subplots(rows, columns, figsize=(columns * 0.85, rows * 1.05), squeeze=False, layout="constrained")
+    _, grid = plt.subplots(rows, columns, figsize=(columns * 1.15, rows * 1.4), squeeze=False, layout="constrained")
     for axes in grid.flat:
         axes.axis("off")
     for axes, image, title in zip(grid.flat, data.images[:n], titles, strict=False):
-        axes.imshow(image.permute(1, 2, 0).numpy())
-        axes.set_title(title, fontsize=8)
+        axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_title(title, fontsize=9)
     height, width = data.images.shape[-2:]
     describe(grid[0, 0], f"{n} pictures of {height} by {width} pixels, {columns} in a row, with a title above each.",
              listed(titles[:n]))
@@ -123,7 +147,7 @@ def plot_rates(frame: pd.DataFrame, axes: Axes | None = None) -> Axes:
     for name, colour in zip(columns, depth_colours(len(columns)), strict=True):
         axes.plot(steps, frame[name].where(frame[name] > 0), label=str(name).removeprefix("lr/"), color=colour, lw=2)
     axes.set(xlabel="step", ylabel="learning rate", yscale="log")
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), title="group", reverse=True)
+    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), title="group", reverse=True)
     describe_lines(axes)
     return axes
 
@@ -137,7 +161,7 @@ def plot_range_test(result: RangeTest, axes: Axes | None = None) -> Axes:
     describe_lines(axes)
     if np.isfinite(result.suggestion):
         reference_line(axes, f"suggested: {result.suggestion:.2g}", x=result.suggestion, color="tab:orange")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=9)
     return axes
 
 
@@ -146,14 +170,14 @@ def plot_probes(frame: pd.DataFrame, axes: Axes | None = None) -> Axes:
     axes = _axes(axes)
     targets = frame.groupby("target", sort=False)
     items = []
-    for (target, rows), colour in zip(targets, plt.cm.tab10.colors, strict=False):
+    for (target, rows), colour, marker in zip(targets, cycle(COLOURS), cycle(MARKERS), strict=False):
         chance = 100 * rows["chance"].iloc[0]
-        axes.errorbar(rows["layer"], 100 * rows["accuracy"], 200 * rows["standard_error"], color=colour, marker="o",
-                      capsize=3, label=target)
+        axes.errorbar(rows["layer"], 100 * rows["accuracy"], 200 * rows["standard_error"], color=colour,
+                      marker=marker, capsize=3, label=target)
         axes.axhline(chance, color=colour, ls=":", lw=1)
         items.append(f"{target}: {path(rows['layer'], 100 * rows['accuracy'], len(targets))}, chance {number(chance)}")
     axes.set(xlabel="layer that the probe reads", ylabel="probe accuracy (%)", ylim=(0, 102))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=9)
     describe(axes, "Probe accuracy (%) by the layer that the probe reads, one line for each target.", listed(items))
     return axes
 
@@ -176,7 +200,7 @@ def plot_comparison(frame: pd.DataFrame, axes: Axes | None = None) -> Axes:
         axes.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color="black", lw=2, label="mean" if y == 0 else None)
     axes.set(yticks=range(len(runs)), yticklabels=runs, xlabel="accuracy (%)")
     axes.invert_yaxis()
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     describe(axes, f"Each run's accuracy (%) as a dot and each strategy's mean as a bar, {len(frame)} runs in all.",
              "Means, with the lowest and the highest run: " + listed(
                  [f"{name} {number(values.mean())} ({number(values.min())} to {number(values.max())})"
@@ -203,7 +227,7 @@ def plot_intervals(table: pd.DataFrame, baseline: str, axes: Axes | None = None,
         gaps = runs.sub(runs[baseline], axis=0).drop(columns=baseline).melt(var_name="strategy").dropna()
         below = gaps["strategy"].map(place) + 0.25  # beside the interval, not under it
         axes.plot(gaps["value"], below, "x", color="tab:orange", label="run here, one seed")
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
         crosses = [f"{name} {' and '.join(f'{value:+.1f}' for value in values)}"
                    for name, values in gaps.groupby("strategy", sort=False)["value"] if name in place]
         describe(axes, "Crosses, one seed run here: " + listed(crosses, room=150))
@@ -214,18 +238,20 @@ def plot_intervals(table: pd.DataFrame, baseline: str, axes: Axes | None = None,
 
 
 def plot_curves(rows: pd.DataFrame, x: str, axes: Axes | None = None, *, live: pd.DataFrame | None = None,
-                label: str | None = None) -> Axes:
-    """Accuracy over the column ``x``, one line a strategy: the mean of its runs with a 95 % interval (bootstrap over runs).
+                label: str | None = None, ordered: bool = False) -> Axes:
+    """Accuracy over the column ``x``, one line a strategy: the mean of its runs with the interval of ``mean_interval``.
 
-    Numbers are put on a logarithmic axis, anything else side by side. ``live`` are further runs, drawn as crosses.
+    Numbers are put on a logarithmic axis, anything else side by side. ``live`` are further runs, drawn as crosses. If the
+    strategies are ``ordered``, such as decays from weak to strong, their colours go from dark to light.
     """
     axes = _axes(axes)
     strategies = rows.groupby("strategy", sort=False)
+    colours = cycle(depth_colours(len(strategies)) if ordered else COLOURS)
     items, crosses = [], []
-    for (strategy, runs), colour in zip(strategies, plt.cm.tab10.colors, strict=False):
+    for (strategy, runs), colour, marker in zip(strategies, colours, cycle(MARKERS), strict=False):
         means = pd.DataFrame({place: mean_interval(100 * same["accuracy"]) for place, same in runs.groupby(x, sort=False)}).T
         axes.errorbar(means.index, means["mean"], [means["mean"] - means["low"], means["high"] - means["mean"]],
-                      color=colour, marker="o", ms=4, capsize=3, label=strategy)
+                      color=colour, marker=marker, ms=5, capsize=3, label=strategy)
         items.append(f"{strategy}: {path(means.index, means['mean'], len(strategies))}")
         if live is not None and not (live_runs := live[live["strategy"] == strategy]).empty:
             axes.plot(live_runs[x], 100 * live_runs["accuracy"], "x", color=colour, ms=8)
@@ -238,23 +264,33 @@ def plot_curves(rows: pd.DataFrame, x: str, axes: Axes | None = None, *, live: p
         describe(axes, "Crosses, one seed run here: " + listed(crosses, room=150))
     if pd.api.types.is_numeric_dtype(rows[x]):  # setting any scale, even "linear", would wipe the names of categories
         axes.set_xscale("log")
-        axes.set_xticks(ticks := sorted(rows[x].unique()), [f"{value:g}" for value in ticks])
+        axes.set_xticks(ticks := sorted(rows[x].unique()), [rate_text(value) for value in ticks])
         axes.minorticks_off()
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(fontsize=9)
     return axes
 
 
-def plot_heatmap(table: pd.DataFrame, axes: Axes | None = None, *, label: str = "accuracy (%)") -> Axes:
-    """A table of numbers as coloured cells with the numbers, rounded to whole ones, in them; missing ones stay empty."""
+def plot_heatmap(table: pd.DataFrame, axes: Axes | None = None, *, label: str = "accuracy (%)",
+                 differences_to: float | None = None) -> Axes:
+    """A table of numbers as coloured cells with the numbers, rounded to whole ones, in them; missing ones stay empty.
+
+    With ``differences_to`` the numbers are differences: they have their sign, 0 is white, and one colour goes up to that
+    number, the other down to its negative.
+    """
     axes = _axes(axes, 1.1 * table.shape[1] + 2, 0.5 * table.shape[0] + 1.3, grid=None)
     numbers = table.to_numpy(dtype=float)
-    picture = axes.imshow(numbers, aspect="auto", cmap="viridis")
-    middle = np.nanmean(picture.get_clim())
+    if differences_to is None:
+        picture = axes.imshow(numbers, aspect="auto", cmap="viridis")
+    else:
+        picture = axes.imshow(numbers, aspect="auto", cmap="PuOr_r", vmin=-differences_to, vmax=differences_to)
     for (row, column), value in np.ndenumerate(numbers):
         if not np.isnan(value):
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="black" if value > middle else "white")
+            text = f"{value:.0f}" if differences_to is None else f"{value:+.0f}".replace("-0", "0").replace("+0", "0")
+            red, green, blue, _ = picture.cmap(picture.norm(value))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
     axes.set(xticks=range(table.shape[1]), xticklabels=table.columns, yticks=range(table.shape[0]), yticklabels=table.index)
-    axes.figure.colorbar(picture, ax=axes, label=label)
+    axes.figure.colorbar(picture, ax=axes, label=label, extend="neither" if differences_to is None else "both")
     describe(axes, f"A table in colours of {label}, {table.shape[0]} rows and {table.shape[1]} columns.",
              listed([f"{name}: {path(row.index, row, len(table))}" for name, row in table.iterrows()]))
     return axes

@@ -6,6 +6,7 @@ afterwards, so that a data set can tell which stripe direction or colour is behi
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,6 +29,14 @@ FONTS = (
     "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique",
     "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic",
     "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta",
+)
+
+# The same capitals A to Z, written and in black letter, which matplotlib's STIX fonts have for formulas.
+ORNATE = (
+    ("STIXGeneral", "𝒜ℬ𝒞𝒟ℰℱ𝒢ℋℐ𝒥𝒦ℒℳ𝒩𝒪𝒫𝒬ℛ𝒮𝒯𝒰𝒱𝒲𝒳𝒴𝒵"),
+    ("STIXGeneral", "𝓐𝓑𝓒𝓓𝓔𝓕𝓖𝓗𝓘𝓙𝓚𝓛𝓜𝓝𝓞𝓟𝓠𝓡𝓢𝓣𝓤𝓥𝓦𝓧𝓨𝓩"),
+    ("STIXGeneral", "𝔄𝔅ℭ𝔇𝔈𝔉𝔊ℌℑ𝔍𝔎𝔏𝔐𝔑𝔒𝔓𝔔ℜ𝔖𝔗𝔘𝔙𝔚𝔛𝔜ℨ"),
+    ("STIXGeneralBol", "𝕬𝕭𝕮𝕯𝕰𝕱𝕲𝕳𝕴𝕵𝕶𝕷𝕸𝕹𝕺𝕻𝕼𝕽𝕾𝕿𝖀𝖁𝖂𝖃𝖄𝖅"),
 )
 
 _CHUNK = 512  # images rendered at once: large enough to vectorise, small enough to stay in the cache
@@ -120,19 +129,30 @@ def glyph_masks(size: int) -> Tensor:
 
     The result is cached: copy it before you change it.
     """
+    return _drawn([(font, GLYPHS) for font in FONTS], size)
+
+
+@lru_cache(maxsize=4)
+def ornate_masks(size: int) -> Tensor:
+    """The ornate capitals, style by style: [len(ORNATE) * 26, size, size]; cached like :func:`glyph_masks`."""
+    return _drawn(ORNATE, size)
+
+
+def _drawn(alphabets: Sequence[tuple[str, Sequence[str]]], size: int) -> Tensor:
+    """Draw the characters of each (font, characters), centred: [all characters, size, size] in 0..1."""
     import matplotlib  # here: slow to import, and only its fonts are wanted
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    masks = torch.empty(len(FONTS), len(GLYPHS), size, size)
-    for f, name in enumerate(FONTS):
+    masks = []
+    for name, characters in alphabets:
         font = ImageFont.truetype(str(folder / f"{name}.ttf"), round(size * 0.8))
-        for g, glyph in enumerate(GLYPHS):
-            left, top, right, bottom = font.getbbox(glyph)
+        for character in characters:
+            left, top, right, bottom = font.getbbox(character)
             canvas = Image.new("L", (size, size))
             corner = ((size - right - left) / 2, (size - bottom - top) / 2)
-            ImageDraw.Draw(canvas).text(corner, glyph, fill=255, font=font)
-            masks[f, g] = pil_to_tensor(canvas)[0] / 255
-    return masks.flatten(0, 1)
+            ImageDraw.Draw(canvas).text(corner, character, fill=255, font=font)
+            masks.append(pil_to_tensor(canvas)[0] / 255)
+    return torch.stack(masks)
 
 
 def digit_masks(scans: Tensor, size: int) -> Tensor:

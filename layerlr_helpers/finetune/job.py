@@ -174,18 +174,9 @@ def _make_model(options: argparse.Namespace, classes: int, context: distributed.
     if context.rank == 0:
         context.barrier()
     model = model.to(context.device)
-    if options.batch_norm == "freeze":
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.register_forward_pre_hook(_to_eval_mode)
-    elif context.world_size > 1 and context.device.type == "cuda":
+    if options.batch_norm != "freeze" and context.world_size > 1 and context.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model
-
-
-def _to_eval_mode(norm: nn.Module, inputs) -> None:
-    """Before each forward pass, because model.train() sets the mode again, and a plan lets a norm go when it unfreezes."""
-    norm.eval()
 
 
 def _load(name: str, weights: str) -> nn.Module:
@@ -236,7 +227,10 @@ def _train(job: Job, context: distributed.DistributedContext, checkpoint: Path) 
     options = job.options
     # The model is wrapped before a plan freezes it, as fit demands.
     model = context.wrap(job.model, find_unused_parameters=job.plan is not None)
-    unfreezing = ProgressiveUnfreezing(job.groups, job.plan) if job.plan is not None else None
+    unfreezing = None
+    if job.plan is not None or options.batch_norm == "freeze":
+        unfreezing = ProgressiveUnfreezing(job.groups, job.plan or UnfreezePlan({"*": 0}),
+                                           batch_norm="hold" if options.batch_norm == "freeze" else "freeze")
     train_loader = DataLoader(job.train, batch_sampler=job.batch_sampler, generator=job.batch_sampler.generator)
     val_loader = DataLoader(job.val, 256, generator=torch.Generator())
     schedule = one_cycle(job.optimizer, options.epochs * len(job.batch_sampler))

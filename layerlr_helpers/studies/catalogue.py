@@ -1,26 +1,30 @@
 """The recorded studies: the question of each, its tasks, and the candidates of each strategy."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 import torchvision
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from layerlr_helpers import recipes, schedules
-from layerlr_helpers.course.data import handwritten_digits, printed_glyphs, shifted
+from layerlr_helpers.course.data import handwritten_digits, ornate_letters, printed_glyphs, shifted
 from layerlr_helpers.diagnostics import relative_gradient_rates
 from layerlr_helpers.images import image_folder
 from layerlr_helpers.naming import check_choice
 from layerlr_helpers.optim import LayerAdaptiveLR
 from layerlr_helpers.param_groups import Rates, head_and_backbone, layer_decay, uniform
-from layerlr_helpers.studies.compare import Candidates, Strategy, Task, compare
+from layerlr_helpers.studies.compare import Candidates, Strategy, Task, compare, run
 from layerlr_helpers.studies.results import recorded, winners
+from layerlr_helpers.studies.search import Line, every_candidate
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
-GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+GRID = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+SEED_OF_RATIOS = 100  # none that a study is searched or tested on
 HALVED = partial(layer_decay, decay=0.5)  # from the head down, each layer has half the rate of the next
 
 
@@ -51,7 +55,7 @@ def run_again(study: str, strategies: Sequence[str], *, task: str | None = None,
     rows = recorded(study, folder)
     rows = rows[rows["task"] == task]
     chosen = winners(rows) if rates is None else dict.fromkeys(strategies, rates)
-    again = {name: [each for each in candidates[name] if each.name == chosen[name]] for name in strategies}
+    again = {name: [each for each in every_candidate(candidates[name]) if each.name == chosen[name]] for name in strategies}
     runs = compare(again, tasks[task], seeds=seeds, progress=progress)
     key = ["split", "strategy", "rates", "seed"]
     return runs.merge(rows[[*key, "accuracy"]].rename(columns={"accuracy": "recorded"}), how="left", on=key)
@@ -66,6 +70,15 @@ def _at(numbers: Sequence[float | tuple[float, ...]], rates: Callable[..., Rates
     """Return one candidate for each number (or tuple of numbers), from which ``rates`` makes the rates."""
     tuples = [values if isinstance(values, tuple) else (values,) for values in numbers]
     return [Strategy(", ".join(f"{value:g}" for value in values), rates(*values), **options) for values in tuples]
+
+
+def _line(lowest: float, highest: float, rates: Callable[..., Rates] = uniform, **options) -> Line:
+    """Return candidates for all of ``GRID``, of which the search begins with those from the lowest to the highest."""
+    return Line(_at(GRID, rates, **options), range(GRID.index(lowest), GRID.index(highest) + 1))
+
+
+def _warmup_and_cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
+    return schedules.warmup_cosine(optimizer, steps, warmup_steps=steps // 10)
 
 
 def _backbone_and_head(low: float, high: float) -> Rates:
@@ -138,20 +151,46 @@ def surgery(task: Task) -> Candidates:
 
 @cache
 def surgery_tasks() -> tuple[Task, ...]:
-    """Shifts at the input, at the output, and of the features (from print to handwriting)."""
-    common = {"per_class": 5, "val_per_class": 5, "steps": 40}
-    letters = printed_glyphs(64 * 36, seed=4242)
-    shifts = [Task(shifted(letters, shift, seed=4242), name=shift, test_per_class=10, batch_size=32, new_head=False, **common)
-              for shift in ("blurred", "noisy", "permuted")]
-    return *shifts, digits(name="handwriting", test_per_class=64, **common)
+    """New names for the same images, and new images with new names: here what BatchNorm does is no rival to what is tuned."""
+    return (Task(shifted(_letters(), "permuted", seed=4242), name="permuted", **_LETTERS),
+            digits(name="handwriting", per_class=5, val_per_class=5, test_per_class=64))
+
+
+def input_shifts(task: Task, batch_norm: str) -> Candidates:
+    """One stage alone, or all. ``batch_norm`` is what BatchNorm does in every stage, whichever of them trains.
+
+    "statistics" lets its statistics follow the new images, as they do when a whole network is fine-tuned; "hold" keeps those
+    that it came with. With the former there are three rows more: no weight trained at all, and graded rates.
+    """
+    options = {"batch_norm": batch_norm, "schedule": _warmup_and_cosine}
+    rows = {stage: _line(1e-4, 3e-3, plan=recipes.only(stage), **options) for stage in STAGES[:-1]} | {
+        "head": _line(1e-3, 3e-2, plan=recipes.head_only, **options),
+        "all": _line(3e-5, 1e-3, plan=recipes.everything, **options)}
+    if batch_norm == "hold":
+        return rows
+    return rows | {"statistics alone": Line(_at([0.0], **options), range(1)),  # nothing to choose
+                   "layer decay": _line(3e-4, 1e-2, HALVED, **options),
+                   "reversed decay": _line(3e-4, 1e-2, partial(recipes.reversed_decay, decay=0.5), **options)}
+
+
+@cache
+def input_shift_tasks() -> tuple[Task, ...]:
+    """The same letters in worse images, and in other forms; the head keeps its classes."""
+    ornate = Task(ornate_letters(26 * 80, seed=4242), name="ornate", autocast=False,
+                  **_LETTERS | {"per_class": 12, "val_per_class": 12, "test_per_class": 25})
+    return (*(Task(shifted(_letters(), shift, seed=4242), name=shift, autocast=False, **_LETTERS)
+              for shift in ("blurred", "noisy")), ornate)
+
+
+_letters = cache(partial(printed_glyphs, 64 * 36, seed=4242))
+_LETTERS = {"per_class": 5, "val_per_class": 5, "test_per_class": 10, "batch_size": 32, "steps": 40, "new_head": False}
 
 
 def schedule_shapes(task: Task) -> Candidates:
     """Four shapes with one rate and with layer decay; the rate is the highest of the run (and the head's)."""
     shapes = {"constant": None,
               "slanted triangular": schedules.slanted_triangular,
-              "warm-up and cosine": lambda optimizer, steps: schedules.warmup_cosine(
-                  optimizer, steps, warmup_steps=steps // 10),
+              "warm-up and cosine": _warmup_and_cosine,
               "one cycle": schedules.one_cycle}
     both = (("uniform", uniform, _between(1e-4, 3e-3)), ("layer decay", HALVED, _between(3e-4, 1e-2)))
     return {f"{shape}, {name}": _at(lrs, rates, schedule=schedule) for shape, schedule in shapes.items()
@@ -174,6 +213,49 @@ def optimizers(task: Task) -> Candidates:
     }
     return {name: _at([float(f"{10 ** (exponent + i / 2):.0e}") for i in range(6)], optimizer=optimizer)
             for name, (optimizer, exponent) in make.items()}
+
+
+def ablation(task: Task) -> Candidates:
+    """LayerAdaptiveLR with a ratio for each tensor, for each stage or for the whole network, and with a schedule in its place.
+
+    The *fixed schedule* takes the same direction without a ratio, and multiplies its rate at each step by the ratio that the
+    whole network had at that step of another run, at the same rate.
+    """
+    ways = {"AdamW": _line(1e-4, 3e-3, schedule=_warmup_and_cosine),
+            "AdamW, constant rate": _line(3e-5, 1e-3, schedule=None)}
+    for direction, name, start in (("adam", "Adam direction", (3e-4, 1e-2)), ("momentum", "momentum", (3e-2, 1.0))):
+        adaptive = partial(LayerAdaptiveLR, direction=direction)
+        without_ratio = partial(adaptive, ratio_range=(1.0, 1.0))
+        for pool, optimizer in (("a ratio a tensor", adaptive),
+                                ("a ratio a stage", partial(adaptive, pool="group")),
+                                ("one ratio", recipes.in_one_group(partial(adaptive, pool="group")))):
+            ways[f"{name}, {pool}"] = _line(*start, optimizer=optimizer, schedule=_warmup_and_cosine)
+        low, high = (GRID.index(lr) for lr in start)
+        ways[f"{name}, fixed schedule"] = Line([replace(each, optimizer=without_ratio, schedule=_with_ratios_of(each, task))
+                                                for each in ways[f"{name}, one ratio"].candidates], range(low, high + 1))
+    return ways | {"momentum, no ratio": _line(3e-2, 1.0, optimizer=without_ratio, schedule=_warmup_and_cosine)}
+
+
+def _with_ratios_of(strategy: Strategy, task: Task) -> Callable[[Optimizer, int], LRScheduler]:
+    """Return a schedule: warm-up and cosine, times the ratios that a strategy's optimizer has in a run on a seed of its own."""
+    @cache
+    def ratios() -> list[float]:
+        seen: list[float] = []
+
+        def watched(groups: list[dict]) -> Optimizer:
+            optimizer = strategy.optimizer(groups)
+            optimizer.register_step_post_hook(
+                lambda optimizer, *_: seen.append(optimizer.layer_rates()["all"] / optimizer.param_groups[0]["lr"]))
+            return optimizer
+
+        run(replace(strategy, optimizer=watched), task, seed=SEED_OF_RATIOS, split="validation")
+        return seen
+
+    def schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
+        shape = schedules.WarmupCosine(steps, steps // 10)  # that of the strategy
+        return LambdaLR(optimizer, lambda step: shape(step) * ratios()[min(step, steps - 1)])
+
+    return schedule
 
 
 def _timm_optimizer(name: str, groups: list[dict], **options) -> torch.optim.Optimizer:
@@ -227,10 +309,16 @@ STUDIES = {
                         choose=False),
     "labels": Study("With how many labels does the strategy matter?",
                     lambda: [digits(per_class=n, name=f"{n} a class") for n in (2, 5, 10, 20, 50)], labels),
-    "surgery": Study("Which stage should be tuned under which shift?", surgery_tasks, surgery),
+    "surgery": Study("Which stage should be tuned when the names are new?", surgery_tasks, surgery),
+    "input-shifts": Study("Which stage should be tuned when the images change, while BatchNorm's statistics follow them?",
+                          input_shift_tasks, partial(input_shifts, batch_norm="statistics")),
+    "input-shifts-held": Study("The same while BatchNorm keeps the statistics that it came with?", input_shift_tasks,
+                               partial(input_shifts, batch_norm="hold")),
     "schedules": Study("Which schedule, and does it matter for layer-wise rates?", lambda: [digits()], schedule_shapes),
     "optimizers": Study("Does a rate for each layer from its gradients beat Adam? (needs timm for LARS and LAMB)",
                         lambda: [digits(test_per_class=None)], optimizers),
+    "ablation": Study("Is what LayerAdaptiveLR gains over AdamW due to a ratio for each layer?",
+                      lambda: [digits(test_per_class=None, autocast=False)], ablation),
     "depth": Study("How many stages are worth keeping, frozen or fine-tuned?", lambda: [digits()], depth),
     "automatic": Study("Do rates from relative gradient norms beat rates that are set by hand?",
                        lambda: [digits(test_per_class=None)], automatic),

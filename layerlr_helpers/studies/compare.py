@@ -27,11 +27,10 @@ from layerlr_helpers.naming import check_choice
 from layerlr_helpers.param_groups import Rates, param_groups
 from layerlr_helpers.recipes import fused_adamw
 from layerlr_helpers.schedules import one_cycle
-from layerlr_helpers.studies.results import KEY, RecordError, append_row, chosen_rows, missing, read_rows, winners, with_row
+from layerlr_helpers.studies.results import KEY, RecordError, append_row, chosen_rows, missing, read_rows, with_row
+from layerlr_helpers.studies.search import check_fair, every_candidate, search
 from layerlr_helpers.training import evaluate, fast_autocast, fit, progress_bar, train_step
 from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
-
-SEARCH_SEEDS = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Strategy:
             (Yosinski et al., 2014). None keeps all.
         plan: ``(groups, total_steps) -> UnfreezePlan``; None trains everything from the start.
         schedule: ``(optimizer, total_steps) -> scheduler``; None for constant rates.
-        batch_norm: what BatchNorm in frozen groups does, as in ``ProgressiveUnfreezing``.
+        batch_norm: what BatchNorm does under the plan, as in ``ProgressiveUnfreezing``.
         look_first: compute the gradients of the first batch before ``rates`` is called, for ``relative_gradient_rates``.
     """
 
@@ -73,6 +72,8 @@ class Task:
         per_class, val_per_class: images of each class to train on and to choose rates on.
         test_per_class: the most test images of each class, of those that are left; None takes all.
         epochs, batch_size: the budget. ``steps``, if given, replaces the epochs.
+        autocast: compute in bfloat16 where the processor does that fast. A study that any machine shall be able to go on with
+            has False.
         new_head: give the network a new head for the classes of ``data``; False keeps the pretrained one.
         load: ``(weights) -> model``: makes the network, for each ``Strategy.weights`` and for None (random weights).
         name: what runs are recorded under.
@@ -89,21 +90,24 @@ class Task:
     weight_decay: float = 0.01
     load: Callable[[str | None], nn.Module] = load_resnet18
     device: str = "cpu"
+    autocast: bool = True
     name: str = ""
 
 
 def compare(strategies: Sequence[Strategy] | Candidates, task: Task, *, seeds: Iterable[int], split: str = "test",
-            choose: bool = True, results: str | Path | None = None, progress: bool = True) -> pd.DataFrame:
+            choose: bool = True, finalists: int = 3, results: str | Path | None = None, progress: bool = True) -> pd.DataFrame:
     """Run every strategy on every seed; one row a run: strategy, rates, seed, accuracy, loss, steps, seconds and more.
 
     Runs with the same seed are paired: they have the same split, the same new head and the same order of batches.
 
     Args:
-        strategies: the strategies; or a mapping from the name of each to its candidates, as many for each strategy. The
-            candidate with the best mean accuracy on the validation images of two seeds (the lower loss breaks a tie) is
-            chosen, and then run on each seed.
+        strategies: the strategies; or a mapping from the name of each to its candidates, as many for each strategy.
+            Each is tried on the validation images of two seeds, the best few on three more (successive halving,
+            Jamieson and Talwalkar, 2016); the one with the best mean accuracy (the lower loss breaks a tie) is chosen, and
+            then run on each seed. Candidates in a :class:`Line` become more if the best would else be the last of them.
         split: what the runs on ``seeds`` are scored on. Choose rates with ``"validation"`` and report once with ``"test"``.
         choose: False runs every candidate on every seed, to see how much depends on the rates.
+        finalists: how many of a strategy's candidates are tried on five seeds; 0 chooses after two.
         results: a CSV file to record each run in as soon as it is done. Runs that the file already has are not made again,
             so the same call goes on where it was stopped. A run is known by the names of task and strategy, rates and seed,
             so the task needs a name.
@@ -113,7 +117,9 @@ def compare(strategies: Sequence[Strategy] | Candidates, task: Task, *, seeds: I
     """
     seeds = list(seeds)
     candidates = _by_rates(strategies, task)
-    _check(candidates, seeds, split, choose, task, results)
+    if choose:
+        check_fair(strategies)
+    _check(candidates, seeds, split, finalists, task, results)
     rows = read_rows(results) if results is not None else pd.DataFrame(columns=KEY)
     _check_same(rows, task, results, _budget(task))
 
@@ -134,10 +140,11 @@ def compare(strategies: Sequence[Strategy] | Candidates, task: Task, *, seeds: I
         return chosen_rows(rows, wanted)
 
     chosen = {name: list(by_rates) for name, by_rates in candidates.items()}
-    if choose and any(len(rates) > 1 for rates in chosen.values()):
-        search = [("validation", task.name, name, rates, seed) for name in chosen for rates in chosen[name]
-                  for seed in SEARCH_SEEDS]
-        chosen = {name: [rates] for name, rates in winners(run_missing(search, "choosing rates")).items()}
+    if choose and (several := {name: strategies[name] for name, rates in chosen.items() if len(rates) > 1}):
+        def validate(wanted: Sequence[tuple]) -> pd.DataFrame:
+            return run_missing([("validation", task.name, *each) for each in wanted], "choosing rates")
+
+        chosen |= {name: [rates] for name, rates in search(several, validate, finalists).items()}
     wanted = [(split, task.name, name, rates, seed) for seed in seeds for name in chosen for rates in chosen[name]]
     return run_missing(wanted, "testing" if split == "test" else split)
 
@@ -187,7 +194,7 @@ def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> di
 
 
 def _autocast(task: Task) -> torch.dtype | None:
-    return fast_autocast() if task.device == "cpu" else None
+    return fast_autocast() if task.autocast and task.device == "cpu" else None
 
 
 def _precision(task: Task) -> str:
@@ -215,7 +222,8 @@ def _by_rates(strategies: Sequence[Strategy] | Candidates, task: Task) -> dict[s
         if len({each.name for each in given}) < len(given):
             raise ValueError(f"strategies and candidates need different names, got {[each.name for each in given]}")
     if isinstance(strategies, Mapping):
-        return {name: {each.name: each for each in given} for name, given in strategies.items()}
+        return {name: {each.name: each for each in every_candidate(given)}
+                for name, given in strategies.items()}
     groups = layer_groups(prepared_model(None, None, 0, load=task.load), task.data[0][0][None])
     return {each.name: {"as measured" if each.look_first else _rates_text(each.rates(groups)): each} for each in strategies}
 
@@ -225,16 +233,15 @@ def _rates_text(rates: Mapping[str, float]) -> str:
     return ", ".join(text for text, _ in itertools.groupby(f"{lr:.3g}" for lr in rates.values()))
 
 
-def _check(candidates: Mapping[str, Mapping[str, Strategy]], seeds: Sequence[int], split: str, choose: bool, task: Task,
+def _check(candidates: Mapping[str, Mapping[str, Strategy]], seeds: Sequence[int], split: str, finalists: int, task: Task,
            path: str | Path | None) -> None:
     check_choice("split", split, ("validation", "test"))
     if not candidates or not seeds:
         raise ValueError("there is nothing to compare: give at least one strategy and one seed")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"each seed is run once, got {seeds}")
-    if choose and len({len(by_rates) for by_rates in candidates.values()}) > 1:
-        raise ValueError("a fair search has as many candidates for one strategy as for another, got "
-                         + ", ".join(f"{len(by_rates)} for {name}" for name, by_rates in candidates.items()))
+    if not 0 <= finalists != 1:
+        raise ValueError(f"finalists must be 0, or 2 or more, not {finalists}")
     if path is not None and not Path(path).parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(path).parent} to record results in; make it first")
     if path is not None and not task.name:

@@ -1,10 +1,12 @@
 import random
+import unicodedata
 
 import pytest
 import torch
 
 from layerlr_helpers import handwritten_digits, printed_glyphs, shifted
 from layerlr_helpers.course import scenes
+from layerlr_helpers.course.data import ornate_letters
 from layerlr_helpers.images import ImageSet
 
 MAKERS = {"glyphs": lambda **options: printed_glyphs(40, image_size=32, **options),
@@ -36,6 +38,18 @@ def test_the_data_stay_on_the_set_of_64_letters_and_16_fonts(small_glyphs):
     assert many.class_names == scenes.GLYPHS
     assert set(many.labels.tolist()) == set(range(64))
     assert set(many.factors["font"].tolist()) == set(range(16))
+
+
+def test_ornate_letters_are_the_printed_capitals_in_four_other_forms():
+    many = ornate_letters(2000, image_size=32, seed=3)
+    assert many.class_names == scenes.GLYPHS[:26] == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    assert set(many.labels.tolist()) == set(range(26))
+    assert set(many.factors["style"].tolist()) == set(range(4))
+    assert same(many, ornate_letters(2000, image_size=32, seed=3))
+    for _, characters in scenes.ORNATE:
+        assert unicodedata.normalize("NFKC", characters) == "".join(many.class_names)
+    masks = torch.cat([scenes.ornate_masks(32), scenes.glyph_masks(32)])
+    assert len(masks.flatten(1).unique(dim=0)) == 4 * 26 + 16 * 64  # every one is drawn, and looks different
 
 
 def test_there_are_1797_digits_about_as_many_of_each(small_digits):

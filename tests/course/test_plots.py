@@ -240,6 +240,15 @@ def test_a_heatmap_has_every_number_in_its_cell_and_none_where_there_is_none():
     assert (dark, light) == ("white", "black")  # legible on viridis' dark and light ends
 
 
+def test_a_heatmap_of_differences_has_signs_and_a_white_zero():
+    axes = plots.plot_heatmap(pd.DataFrame([[0.2, -0.4, 7.0, -60.0]]), differences_to=10)
+    assert [text.get_text() for text in axes.texts] == ["0", "0", "+7", "-60"]
+    (picture,) = axes.get_images()
+    assert picture.get_clim() == (-10, 10)
+    assert min(picture.cmap(picture.norm(0.0))[:3]) > 0.95
+    assert axes.texts[3].get_color() == "white"  # legible on the dark end
+
+
 def test_images_are_shown_as_they_are_with_the_names_of_their_classes():
     data = images("vwxyz")
     grid = plots.plot_images(data, 5, columns=3)
@@ -283,8 +292,9 @@ def test_show_takes_the_text_of_the_figure_itself_and_settings_of_the_figure(she
         plots.show(axes, dpi=50, size_inches=(4, 2))
     (output,) = captured.outputs
     assert output.metadata["image/png"]["alt"] == description(axes)
-    width, height = Image.open(BytesIO(b64decode(output.data["image/png"]))).size
-    assert (width, height) == pytest.approx((4 * 50, 2 * 50), abs=20)  # the margin around the figure is cut
+    picture = Image.open(BytesIO(b64decode(output.data["image/png"])))
+    assert picture.size == pytest.approx((4 * 50, 2 * 50), abs=20)  # the margin around the figure is cut
+    assert picture.mode == "P"  # few colours: small in a stored notebook
 
 
 @pytest.mark.parametrize("alt", [None, "", "  "])
@@ -322,9 +332,18 @@ def test_live_runs_are_drawn_as_differences_on_their_own_seed():
     assert labels(axes) == ["run here, one seed", "10 recorded seeds, mean and 95 %"]
 
 
+def test_curves_of_ordered_strategies_go_from_dark_to_light_and_rates_are_written_as_powers_of_ten():
+    axes = plots.plot_curves(CURVES, "lr", ordered=True)
+    lightness = [sum(line.get_color()[:3]) for line in axes.get_lines() if line.get_marker() in ("o", "s")]
+    assert lightness == sorted(lightness)
+    assert len(set(lightness)) == 2
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1e-3", "1e-2"]
+    assert [plots.rate_text(value) for value in (0.00013, 0.5, 20, 0)] == ["1.3e-4", "0.5", "20", "0"]
+
+
 def test_curves_go_through_the_means_and_hold_every_live_run():
     axes = plots.plot_curves(CURVES, "lr", live=CURVES[CURVES["seed"] == 2], label="rate")
-    means = {line.get_color(): list(line.get_ydata()) for line in axes.get_lines() if line.get_marker() == "o"}
+    means = {line.get_marker(): list(line.get_ydata()) for line in axes.get_lines() if line.get_marker() in ("o", "s")}
     assert list(means.values()) == [pytest.approx([80, 80]), pytest.approx([60, 60])]
     crosses = [list(line.get_ydata()) for line in axes.get_lines() if line.get_marker() == "x" and len(line.get_ydata())]
     assert crosses == [pytest.approx([90, 90]), pytest.approx([70, 70])]

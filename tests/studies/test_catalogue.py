@@ -3,11 +3,12 @@
 import pandas as pd
 import pytest
 
-from layerlr_helpers import Strategy, Task, few_shot_split, uniform
+from layerlr_helpers import Strategy, Task, few_shot_split, param_groups, uniform
 from layerlr_helpers.layers import layer_groups
 from layerlr_helpers.models import load_resnet18
-from layerlr_helpers.studies import catalogue
+from layerlr_helpers.studies import catalogue, compare
 from layerlr_helpers.studies.catalogue import PHOTOGRAPHS, STUDIES, Study, run_again
+from layerlr_helpers.studies.search import check_fair, every_candidate
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,8 @@ def groups():
 def test_the_strategies_of_a_study_have_as_many_candidates_which_differ_and_can_be_carried_out(name, groups, small_digits):
     for new_head in (True, False):
         candidates = STUDIES[name].candidates(Task(small_digits, new_head=new_head))
-        assert len({len(strategies) for strategies in candidates.values()}) == 1
-        for strategies in candidates.values():
+        check_fair(candidates)
+        for strategies in map(every_candidate, candidates.values()):
             assert len({strategy.name for strategy in strategies}) == len(strategies)
             for strategy in strategies:
                 if not strategy.look_first:
@@ -45,6 +46,38 @@ def test_the_studies_have_named_tasks_with_room_for_every_seed():
 
 def test_stages_are_those_of_the_network(groups):
     assert [group.name for group in groups] == list(catalogue.STAGES)
+
+
+@pytest.mark.slow
+def test_the_fixed_schedule_multiplies_by_the_ratios_of_another_run(small_digits, monkeypatch):
+    task = Task(small_digits, per_class=2, val_per_class=2, epochs=4, autocast=False)
+    given = []
+
+    def run(strategy, task, seed, **options):
+        given.append(seed)
+        return compare.run(strategy, task, seed, **options)
+
+    monkeypatch.setattr(catalogue, "run", run)
+    candidates = catalogue.ablation(task)
+    one, fixed = (next(each for each in candidates[f"Adam direction, {name}"]) for name in ("one ratio", "fixed schedule"))
+    assert one.rates(groups_of(task)) == fixed.rates(groups_of(task))
+    rates = {}
+    for strategy in (one, fixed):
+        optimizer = strategy.optimizer(param_groups(groups_of(task), strategy.rates))
+        scheduler = strategy.schedule(optimizer, 4)
+        rates[strategy] = []
+        for _ in range(4):
+            rates[strategy].append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    ratios = [low / high for low, high in zip(rates[fixed], rates[one], strict=True)]
+    assert given == [catalogue.SEED_OF_RATIOS]  # once, and on a seed of its own
+    assert all(0 < ratio <= 1.2 for ratio in ratios)
+    assert len(set(ratios)) == 4
+
+
+def groups_of(task):
+    return layer_groups(task.load(None))
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ def test_every_task_of_a_study_is_searched_and_tested_into_one_file(study, made,
     monkeypatch.setitem(STUDIES, "strategies", study)
     main(["strategies", "--seeds", "3", "--results", str(tmp_path)])
     rows = results.read_rows(tmp_path / "strategies.csv")
-    assert len(made) == 2 * (2 * 2 * 2 + 2 * 3)
-    assert made[8:14] == [("first", lr, seed, "test") for seed in range(3) for lr in ("0.0001", "0.01")]
+    assert len(made) == 2 * (2 * 2 * 5 + 2 * 3)  # both candidates of both are finalists
+    assert made[20:26] == [("first", lr, seed, "test") for seed in range(3) for lr in ("0.0001", "0.01")]
     assert set(rows["task"]) == {"first", "second"}
     assert len(rows) == len(rows.drop_duplicates(results.KEY)) == len(made)
 
@@ -38,7 +38,7 @@ def test_the_command_lists_the_studies_and_runs_one(study, made, tmp_path, monke
     main(["strategies", "--seeds", "2", "--results", str(tmp_path / "new")])
     said = capsys.readouterr().out
     assert "0.0001" in said
-    assert len(results.read_rows(tmp_path / "new" / "strategies.csv")) == 24
+    assert len(results.read_rows(tmp_path / "new" / "strategies.csv")) == 2 * (20 + 4)
     with pytest.raises(SystemExit):
         main(["strategy"])
 

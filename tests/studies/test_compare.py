@@ -178,7 +178,7 @@ CANDIDATES = {name: [Strategy(f"{lr:g}", uniform(lr)) for lr in lrs]
 
 
 def test_rates_are_chosen_on_validation_images_and_only_the_winners_are_tested(task, made):
-    frame = compare(CANDIDATES, task, seeds=range(3), progress=False)
+    frame = compare(CANDIDATES, task, seeds=range(3), finalists=0, progress=False)
     searched = [("", lr, seed, "validation") for lr in ("1e-05", "0.0001", "0.001", "0.01") for seed in (0, 1)]
     assert sorted(made[:8]) == sorted(searched)
     assert made[8:] == [("", lr, seed, "test") for seed in range(3) for lr in ("0.0001", "0.01")]
@@ -193,7 +193,7 @@ def test_without_a_choice_every_candidate_is_tested_on_every_seed(task, made):
     assert len(frame) == 8
 
 
-@pytest.mark.parametrize("stop", [1, 7, 8, 10])
+@pytest.mark.parametrize("stop", [1, 7, 8, 12, 20, 22])
 def test_a_comparison_that_was_interrupted_goes_on_where_it_stopped(task, made, tmp_path, monkeypatch, stop):
     path, task = tmp_path / "rows.csv", replace(task, name="digits")
     append, written = compare_module.append_row, []
@@ -210,15 +210,15 @@ def test_a_comparison_that_was_interrupted_goes_on_where_it_stopped(task, made, 
     monkeypatch.setattr(compare_module, "append_row", append)
     made.clear()
     compare(CANDIDATES, task, seeds=range(2), results=path, progress=False)
-    assert len(made) == 12 - stop
+    assert len(made) == 24 - stop
     rows = results.read_rows(path)
-    assert len(rows) == len(rows.drop_duplicates(results.KEY)) == 12
+    assert len(rows) == len(rows.drop_duplicates(results.KEY)) == 24
     made.clear()
     compare(CANDIDATES, task, seeds=range(3), results=path, progress=False)  # more seeds: only the new ones are made
     assert made == [("digits", "0.0001", 2, "test"), ("digits", "0.01", 2, "test")]
     made.clear()
     compare(CANDIDATES, replace(task, name="another"), seeds=range(2), results=path, progress=False)  # shares no run with it
-    assert len(made) == 12
+    assert len(made) == 24
 
 
 def test_the_head_on_cached_features_is_the_head_on_the_frozen_network(task, fitted, monkeypatch):
@@ -276,13 +276,15 @@ def test_recorded_runs_of_another_budget_or_precision_are_not_taken_for_this_tas
     assert not made
 
 
-def test_the_choice_is_made_on_two_seeds_however_many_were_validated(task, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("finalists", "best"), [(0, "high"), (3, "low")])
+def test_the_choice_is_made_on_two_or_five_seeds_however_many_were_validated(task, tmp_path, monkeypatch, finalists, best):
     path, task = tmp_path / "rows.csv", replace(task, name="digits")
     monkeypatch.setattr(compare_module, "run", lambda strategy, task, seed, split: {
-        "accuracy": 0.9 - 0.3 * seed if strategy.name == "high" else 0.7, "loss": 1.0})  # the best on the first seeds alone
+        "accuracy": 0.9 - 0.3 * seed if strategy.name == "high" else 0.7, "loss": 1.0})  # high: best on the first seeds alone
     candidates = {"a": [Strategy("low", uniform(1e-4)), Strategy("high", uniform(1e-3))]}
-    frames = [compare(candidates, task, seeds=range(5), split="validation", results=path, progress=False) for _ in range(2)]
-    assert set(frames[0]["rates"]) == set(frames[1]["rates"]) == {"high"}
+    frames = [compare(candidates, task, seeds=range(7), split="validation", finalists=finalists, results=path, progress=False)
+              for _ in range(2)]
+    assert set(frames[0]["rates"]) == set(frames[1]["rates"]) == {best}
 
 
 def test_rates_that_look_at_gradients_see_those_of_the_first_batch(task, seen, monkeypatch):
@@ -316,6 +318,7 @@ def test_test_images_can_be_limited(task, monkeypatch):
     ({"strategies": []}, "at least one strategy and one seed"),
     ({"strategies": {"a": [ONE_RATE, ONE_RATE]}}, "strategies and candidates need different names, got"),
     ({"strategies": {"a": [ONE_RATE], "b": [ONE_RATE, TWO_RATES]}}, "as many candidates .* got 1 for a, 2 for b"),
+    ({"finalists": 1}, "finalists must be 0, or 2 or more, not 1"),
 ])
 def test_what_cannot_be_compared_is_refused(task, arguments, problem):
     with pytest.raises(ValueError, match=problem):
