@@ -1,5 +1,5 @@
 # Every target sets up .venv first, once. PYTHON chooses the interpreter (3.11 or newer), TORCH_INDEX another package
-# index to take torch and torchvision from (the README says when that is useful), PORT the port of `make lab`.
+# index to take torch and torchvision from (docs/install.md says when that is useful), PORT the port of `make lab`.
 PYTHON ?= python3
 TORCH_INDEX ?=
 PORT ?=

@@ -92,8 +92,9 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int, 
 def one_cycle(optimizer: Optimizer, total_steps: int, **torch_kwargs) -> OneCycleLR:
     """torch's ``OneCycleLR`` with each group's own rate as its peak; a scalar ``max_lr`` would wipe the ratios out.
 
-    From Smith and Topin (2019). ``torch_kwargs`` are those of ``OneCycleLR``, except ``max_lr``. Momentum is cycled, as in
-    torch, but only if the optimizer has one: torch would switch it on in an SGD that was made without.
+    From Smith and Topin (2019), whose three phases are ``three_phase=True``; without it there are two, as in torch and fastai.
+    ``torch_kwargs`` are those of ``OneCycleLR``, except ``max_lr``. Momentum is cycled, as in torch, but only if the optimizer
+    has one: torch would switch it on in an SGD that was made without.
     """
     _check_steps(total_steps)
     if "max_lr" in torch_kwargs:

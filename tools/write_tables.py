@@ -2,12 +2,56 @@
 
 from pathlib import Path
 
-from layerlr_helpers.intervals import interval_text, paired_intervals
+import pandas as pd
+
+from layerlr_helpers.intervals import interval_text, mean_interval, paired_intervals
 from layerlr_helpers.studies.evidence import check, markdown, markdown_table
-from layerlr_helpers.studies.results import read_rows, recorded, winners
+from layerlr_helpers.studies.results import differences, read_rows, recorded, winners
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/evidence.md", "data/README.md")  # their tables stand between two marks such as <!-- claims -->
+
+
+def claims(folder: Path) -> str:
+    """All claims, and how many of their intervals one must expect to miss."""
+    checked = check(folder)
+    number = checked["verdict"].value_counts()
+    return (f"{markdown(checked)}\n\nOf these {len(checked)} claims {number.get('holds', 0)} hold, of "
+            f"{number.get('the opposite holds', 0)} the opposite holds, and {number.get('cannot be told', 0)} cannot be told. "
+            f"Of {len(checked)} intervals of 95 %, about {round(0.05 * len(checked))} miss the true difference by chance.")
+
+
+def shifts(folder: Path) -> str:
+    """Accuracy by what was trained under each shift, while BatchNorm's statistics follow the new images or are held."""
+    held = recorded("input-shifts-held", folder / "results").assign(batch_norm="old")
+    rows = pd.concat([recorded("input-shifts", folder / "results").assign(batch_norm="new"), held]).query("split == 'test'")
+    means = 100 * rows.pivot_table("accuracy", "strategy", ["task", "batch_norm"], sort=False)
+    means = means[[(task, which) for task in rows["task"].unique() for which in ("new", "old")]]
+    lines = [(way, *(f"{value:.1f}" if value == value else "" for value in row)) for way, row in means.iterrows()]
+    return markdown_table(("what trains", *(f"{task}, {which} statistics" for task, which in means)), lines)
+
+
+def ablation(folder: Path) -> str:
+    """LayerAdaptiveLR taken apart, beside AdamW, on each task."""
+    tables = []
+    for task, rows in recorded("ablation", folder / "results").groupby("task", sort=False):
+        table = differences(rows, "AdamW")
+        tables.append(f"{task}:\n\n{markdown_table(('way to set the rates', *table.columns), table.itertuples(name=None))}")
+    return "\n\n".join(tables)
+
+
+def heads(folder: Path) -> str:
+    """The head alone on photographs, by the number and the size of the images (``benchmarks/photograph_heads.py``)."""
+    rows = recorded("photographs-heads", folder / "results")
+    rows[["size", "images"]] = rows["strategy"].str.extract(r"(\d+) pixels, (.*)")
+    table = {key: mean_interval(100 * same["accuracy"]) for key, same in rows.groupby(["size", "images"], sort=False)}
+    amounts = list(dict.fromkeys(rows["images"]))
+    lines = [(f"{size} pixels", *(f"{each['mean']:.1f} ({each['low']:.1f} to {each['high']:.1f})"
+                                  for each in (table[size, images] for images in amounts))) for size in rows["size"].unique()]
+    small = paired_intervals(rows, f"128 pixels, {amounts[0]}")
+    larger, more = small.loc[f"224 pixels, {amounts[0]}"], small.loc["128 pixels, all images"]
+    return (f"{markdown_table(('accuracy (%, 95 %)', *amounts), lines)}\n\nBeside 128 pixels and {amounts[0]}, images of 224 "
+            f"pixels are worth {interval_text(larger)} points, and all training images {interval_text(more)}.")
 
 
 def peers(folder: Path) -> str:
@@ -41,7 +85,10 @@ def edges(folder: Path) -> str:
 
 
 TABLES = {"headlines": lambda folder: markdown(check(folder).query("headline")),
-          "claims": lambda folder: markdown(check(folder)),
+          "claims": claims,
+          "shifts": shifts,
+          "ablation": ablation,
+          "heads": heads,
           "peers": peers,
           "edges": edges}
 
