@@ -225,12 +225,12 @@ def run(job: Job, context: distributed.DistributedContext) -> dict:
 
 def _train(job: Job, context: distributed.DistributedContext, checkpoint: Path) -> History:
     options = job.options
+    # Holding BatchNorm is an unfreezing too, one in which everything trains from the start.
+    plan = UnfreezePlan({"*": 0}) if job.plan is None and options.batch_norm == "freeze" else job.plan
     # The model is wrapped before a plan freezes it, as fit demands.
-    model = context.wrap(job.model, find_unused_parameters=job.plan is not None)
-    unfreezing = None
-    if job.plan is not None or options.batch_norm == "freeze":
-        unfreezing = ProgressiveUnfreezing(job.groups, job.plan or UnfreezePlan({"*": 0}),
-                                           batch_norm="hold" if options.batch_norm == "freeze" else "freeze")
+    model = context.wrap(job.model, find_unused_parameters=plan is not None)
+    batch_norm = "hold" if options.batch_norm == "freeze" else "freeze"
+    unfreezing = ProgressiveUnfreezing(job.groups, plan, batch_norm=batch_norm) if plan is not None else None
     train_loader = DataLoader(job.train, batch_sampler=job.batch_sampler, generator=job.batch_sampler.generator)
     val_loader = DataLoader(job.val, 256, generator=torch.Generator())
     schedule = one_cycle(job.optimizer, options.epochs * len(job.batch_sampler))

@@ -85,8 +85,13 @@ def markdown_of(output):
     return output.get("data", {}).get("text/markdown")
 
 
-def imports_of(cell):
-    return [statement for statement in ast.parse(cell.source).body if isinstance(statement, ast.Import | ast.ImportFrom)]
+def statements_of(cell, imports):
+    """The imports of a cell, or all other statements."""
+    return [each for each in ast.parse(cell.source).body if isinstance(each, ast.Import | ast.ImportFrom) == imports]
+
+
+def execute(statements, name, names):
+    exec(compile(ast.Module(statements, []), name, "exec"), names)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -99,10 +104,10 @@ def test_what_a_notebook_says_of_the_record_is_what_the_record_says(path, monkey
     monkeypatch.setattr(plots, "show", lambda *figure, **settings: None)
     shown = []
     names = {"NAMES": ["stem", "layer1", "layer2", "layer3", "layer4", "head"]}
-    exec(compile(ast.Module([each for cell in code for each in imports_of(cell)], []), path.name, "exec"), names)
+    execute([each for cell in code for each in statements_of(cell, imports=True)], path.name, names)
     names["display"] = lambda *things: shown.extend(thing.data for thing in things if isinstance(thing, Markdown))
     for cell in cells:
-        exec(compile(cell.source, path.name, "exec"), names)
+        execute(statements_of(cell, imports=False), path.name, names)
     plots.plt.close("all")
     assert shown == [markdown_of(output) for cell in cells for output in cell.outputs if markdown_of(output)]
     assert any(re.search(r"\d", text) for text in shown)
