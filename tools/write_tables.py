@@ -16,9 +16,10 @@ def claims(folder: Path) -> str:
     """All claims, and how many of their intervals one must expect to miss."""
     checked = check(folder)
     number = checked["verdict"].value_counts()
-    return (f"{markdown(checked)}\n\nOf these {len(checked)} claims, {number.get('holds', 0)} hold and "
-            f"{number.get('cannot be told', 0)} cannot be told; for the other {number.get('the opposite holds', 0)} the opposite "
-            f"holds. Of {len(checked)} intervals of 95 %, about {round(0.05 * len(checked))} miss the true difference by chance.")
+    holds, opposite, unknown = (number.get(word, 0) for word in ("holds", "the opposite holds", "cannot be told"))
+    return (f"{markdown(checked)}\n\nOf these {len(checked)} claims, {holds} hold and {unknown} cannot be told; for the other "
+            f"{opposite} the opposite holds. Of {len(checked)} intervals of 95 %, about {round(0.05 * len(checked))} miss the "
+            "true difference by chance.")
 
 
 def shifts(folder: Path) -> str:
@@ -50,8 +51,8 @@ def heads(folder: Path) -> str:
                                   for each in (table[size, images] for images in amounts))) for size in rows["size"].unique()]
     small = paired_intervals(rows, f"128 pixels, {amounts[0]}")
     larger, more = small.loc[f"224 pixels, {amounts[0]}"], small.loc["128 pixels, all images"]
-    return (f"{markdown_table(('accuracy (%, 95 %)', *amounts), lines)}\n\nCompared with 128 pixels and {amounts[0]}, images of "
-            f"224 pixels are worth {interval_text(larger)} points, and all training images {interval_text(more)}.")
+    return (f"{markdown_table(('accuracy (%, 95 %)', *amounts), lines)}\n\nCompared with 128 pixels and {amounts[0]}, images "
+            f"of 224 pixels are worth {interval_text(larger)} points, and all training images {interval_text(more)}.")
 
 
 def peers(folder: Path) -> str:
