@@ -149,9 +149,13 @@ def surgery(task: Task) -> Candidates:
         "reversed decay": _at(grid, partial(recipes.reversed_decay, decay=0.5))}
 
 
+_letters = cache(partial(printed_glyphs, 64 * 36, seed=4242))
+_LETTERS = {"per_class": 5, "val_per_class": 5, "test_per_class": 10, "batch_size": 32, "steps": 40, "new_head": False}
+
+
 @cache
 def surgery_tasks() -> tuple[Task, ...]:
-    """New names for the same images, and new images with new names: here what BatchNorm does is no rival to what is tuned."""
+    """New names for the same images, and new images with new names. Frozen stages keep BatchNorm's statistics."""
     return (Task(shifted(_letters(), "permuted", seed=4242), name="permuted", **_LETTERS),
             digits(name="handwriting", per_class=5, val_per_class=5, test_per_class=64))
 
@@ -180,10 +184,6 @@ def input_shift_tasks() -> tuple[Task, ...]:
                   **_LETTERS | {"per_class": 12, "val_per_class": 12, "test_per_class": 25})
     return (*(Task(shifted(_letters(), shift, seed=4242), name=shift, autocast=False, **_LETTERS)
               for shift in ("blurred", "noisy")), ornate)
-
-
-_letters = cache(partial(printed_glyphs, 64 * 36, seed=4242))
-_LETTERS = {"per_class": 5, "val_per_class": 5, "test_per_class": 10, "batch_size": 32, "steps": 40, "new_head": False}
 
 
 def schedule_shapes(task: Task) -> Candidates:
