@@ -38,13 +38,14 @@ from layerlr_helpers.finetune import distributed
 from layerlr_helpers.finetune.options import PRECISIONS, STRATEGIES, parser, with_defaults
 from layerlr_helpers.guards import seeded
 from layerlr_helpers.history import DivergedError, History
-from layerlr_helpers.images import ImageSet, few_shot_split, fraction_split, image_folder
+from layerlr_helpers.images import ImageSet, image_folder
 from layerlr_helpers.intervals import accuracy_interval
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18, prepared_model
 from layerlr_helpers.param_groups import param_groups
 from layerlr_helpers.recipes import fused_adamw
 from layerlr_helpers.schedules import one_cycle
+from layerlr_helpers.splits import few_shot_split, fraction_split
 from layerlr_helpers.training import fit
 from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
 

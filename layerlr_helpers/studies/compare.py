@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 from layerlr_helpers.features import cached_head
 from layerlr_helpers.guards import seeded
 from layerlr_helpers.history import DivergedError
-from layerlr_helpers.images import ImageSet, few_shot_split
+from layerlr_helpers.images import ImageSet
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18, prepared_model
 from layerlr_helpers.naming import check_choice
 from layerlr_helpers.param_groups import Rates, param_groups
 from layerlr_helpers.recipes import fused_adamw
 from layerlr_helpers.schedules import one_cycle
+from layerlr_helpers.splits import few_shot_split
 from layerlr_helpers.studies.results import KEY, RecordError, append_row, chosen_rows, missing, read_rows, with_row
 from layerlr_helpers.studies.search import check_fair, every_candidate, search
 from layerlr_helpers.training import evaluate, fast_autocast, fit, progress_bar, train_step

@@ -302,9 +302,9 @@ def test_a_tilde_is_the_home_folder(photos, tmp_path, capsys, monkeypatch):
     (["--model", "vit_b_16"], "the weights 'glyphs' are of resnet18, not of vit_b_16"),
     (["--model", "vit_b_32", "--weights", "none"], "vit_b_32 cannot take images of 32 pixels"),
     (["--per-class", "3", "--test-fraction", "0.1"], "either --per-class, or"),
-    (["--per-class", "7"], "class 'none' has 13 image(s), too few for 7 for training"),
+    (["--per-class", "7"], "class 'none' has 13 example(s), too few for 7 for training"),
     (["--val-fraction", "0.5", "--test-fraction", "0.5"], "below 1 together, not 0.5 and 0.5"),
-    (["--val-fraction", "0.6", "--test-fraction", "0.39"], "class 'none' has 13 image(s), too few for 8"),
+    (["--val-fraction", "0.6", "--test-fraction", "0.39"], "class 'none' has 13 example(s), too few for 8"),
     (["--batch-size", "1"], "give each of 1 process(es) 1 at a time, and it takes 2"),
 ])
 def test_what_cannot_work_is_refused_before_anything_is_written(photos, tmp_path, capsys, more, problem):
