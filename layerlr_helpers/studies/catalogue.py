@@ -17,15 +17,15 @@ from layerlr_helpers.diagnostics import relative_gradient_rates
 from layerlr_helpers.images import image_folder
 from layerlr_helpers.naming import check_choice
 from layerlr_helpers.optim import LayerAdaptiveLR
-from layerlr_helpers.param_groups import Rates, head_and_backbone, layer_decay, uniform
+from layerlr_helpers.param_groups import layer_decay, uniform
+from layerlr_helpers.studies import text_catalogue
+from layerlr_helpers.studies.candidates import GRID, HALVED, at, backbone_and_head, between, line, warmup_and_cosine
 from layerlr_helpers.studies.compare import Candidates, Strategy, Task, compare, run
 from layerlr_helpers.studies.results import recorded, winners
 from layerlr_helpers.studies.search import Line, every_candidate
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
-GRID = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 SEED_OF_RATIOS = 100  # none that a study is searched or tested on
-HALVED = partial(layer_decay, decay=0.5)  # from the head down, each layer has half the rate of the next
 
 
 @dataclass(frozen=True)
@@ -61,46 +61,22 @@ def run_again(study: str, strategies: Sequence[str], *, task: str | None = None,
     return runs.merge(rows[[*key, "accuracy"]].rename(columns={"accuracy": "recorded"}), how="left", on=key)
 
 
-def _between(lowest: float, highest: float) -> list[float]:
-    """Return the rates of ``GRID`` from the lowest to the highest, two to a decade."""
-    return [lr for lr in GRID if lowest <= lr <= highest]
-
-
-def _at(numbers: Sequence[float | tuple[float, ...]], rates: Callable[..., Rates] = uniform, **options) -> list[Strategy]:
-    """Return one candidate for each number (or tuple of numbers), from which ``rates`` makes the rates."""
-    tuples = [values if isinstance(values, tuple) else (values,) for values in numbers]
-    return [Strategy(", ".join(f"{value:g}" for value in values), rates(*values), **options) for values in tuples]
-
-
-def _line(lowest: float, highest: float, rates: Callable[..., Rates] = uniform, **options) -> Line:
-    """Return candidates for all of ``GRID``, of which the search begins with those from the lowest to the highest."""
-    return Line(_at(GRID, rates, **options), range(GRID.index(lowest), GRID.index(highest) + 1))
-
-
-def _warmup_and_cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
-    return schedules.warmup_cosine(optimizer, steps, warmup_steps=steps // 10)
-
-
-def _backbone_and_head(low: float, high: float) -> Rates:
-    return head_and_backbone(backbone_lr=low, head_lr=high)
-
-
-def _ten_strategies(scratch, head, one, pairs, decays, pulls, **options) -> Candidates:
+def _ten_strategies(scratch, head, one, pairs, decays, reversals, pulls, **options) -> Candidates:
     """Return the candidates of ten strategies.
 
-    ``scratch``, ``head`` and ``one`` are rates; ``pairs`` are the rates of backbone and head, ``decays`` the highest rate and
-    the decay, and ``pulls`` the rate and the strength of the pull towards the pretrained weights.
+    ``scratch``, ``head`` and ``one`` are rates; ``pairs`` are the rates of backbone and head, ``decays`` and ``reversals`` the
+    highest rate and the decay, and ``pulls`` the rate and the strength of the pull towards the pretrained weights.
     """
     return {
-        "from scratch": _at(scratch, **options | {"weights": None}),
-        "head only": _at(head, plan=recipes.head_only, **options),
-        "uniform": _at(one, **options),
-        "two rates": _at(pairs, _backbone_and_head, **options),
-        "layer decay": _at(decays, layer_decay, **options),
-        "reversed decay": _at(decays, recipes.reversed_decay, **options),
-        "gradual": _at(pairs, _backbone_and_head, plan=recipes.gradual, **options),
-        "gradual, layer decay": _at(decays, layer_decay, plan=recipes.gradual, **options),
-        "head, then all": _at(pairs, _backbone_and_head, plan=recipes.head_then_all, **options),
+        "from scratch": at(scratch, **options | {"weights": None}),
+        "head only": at(head, plan=recipes.head_only, **options),
+        "uniform": at(one, **options),
+        "two rates": at(pairs, backbone_and_head, **options),
+        "layer decay": at(decays, layer_decay, **options),
+        "reversed decay": at(reversals, recipes.reversed_decay, **options),
+        "gradual": at(pairs, backbone_and_head, plan=recipes.gradual, **options),
+        "gradual, layer decay": at(decays, layer_decay, plan=recipes.gradual, **options),
+        "head, then all": at(pairs, backbone_and_head, plan=recipes.head_then_all, **options),
         "L2-SP": [Strategy(f"{lr:g}, {strength:g}", uniform(lr), **options | {"optimizer": recipes.l2_sp(strength)})
                   for lr, strength in pulls],
     }
@@ -120,33 +96,34 @@ def strategies(task: Task) -> Candidates:
         scratch=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), head=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         one=(1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 3e-3),
         pairs=[(1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 1e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 3e-3)],
-        decays=[(lr, decay) for lr in (1e-3, 3e-3) for decay in (0.3, 0.5, 0.7)],
-        pulls=[(lr, strength) for lr in (1e-3, 2e-3) for strength in (3, 10, 30)],
+        decays=[(1e-3, 0.5), (1e-3, 0.7), (3e-3, 0.3), (3e-3, 0.5), (3e-3, 0.7), (1e-2, 0.3)],
+        reversals=[(lr, decay) for lr in (1e-3, 3e-3) for decay in (0.7, 0.9, 1.0)],  # 1 is one rate for all
+        pulls=[(lr, strength) for lr in (1e-3, 2e-3) for strength in (1, 3, 10)],
         optimizer=torch.optim.AdamW)  # as it was recorded, before fused steps were the default
 
 
-def robustness(task: Task, grid: Sequence[float] = tuple(_between(3e-4, 3e-2)), **options) -> Candidates:
+def robustness(task: Task, grid: Sequence[float] = tuple(between(3e-4, 3e-2)), **options) -> Candidates:
     """One rate for all and three decays, over a grid of the head's rate."""
-    return {"uniform": _at(grid, **options)} | {
-        f"decay {factor:g}": _at(grid, partial(layer_decay, decay=factor), **options) for factor in (0.9, 0.7, 0.5)}
+    return {"uniform": at(grid, **options)} | {
+        f"decay {factor:g}": at(grid, partial(layer_decay, decay=factor), **options) for factor in (0.9, 0.7, 0.5)}
 
 
 def labels(task: Task) -> Candidates:
     """The head alone, one rate, and layer decay."""
-    return {"head only": _at(_between(3e-3, 3e-2), plan=recipes.head_only),
-            "uniform": _at(_between(3e-4, 3e-3)),
-            "layer decay": _at(_between(1e-3, 1e-2), HALVED)}
+    return {"head only": at(between(3e-3, 3e-2), plan=recipes.head_only),
+            "uniform": at(between(3e-4, 3e-3)),
+            "layer decay": at(between(1e-3, 1e-2), HALVED)}
 
 
 def surgery(task: Task) -> Candidates:
     """One stage alone, all at one rate, or all at graded rates; if the task has a new head, that trains in any case."""
     always = ("head",) if task.new_head else ()
-    grid = _between(3e-4, 3e-2)
-    return {stage: _at(grid, plan=recipes.only(*dict.fromkeys((stage, *always)))) for stage in STAGES[:-1]} | {
-        "head": _at(_between(1e-3, 1e-1), plan=recipes.head_only),
-        "all": _at(_between(1e-4, 1e-2)),
-        "layer decay": _at(grid, HALVED),
-        "reversed decay": _at(grid, partial(recipes.reversed_decay, decay=0.5))}
+    ends = 3e-4, 3e-2
+    return {stage: line(*ends, plan=recipes.only(*dict.fromkeys((stage, *always)))) for stage in STAGES[:-1]} | {
+        "head": line(1e-3, 1e-1, plan=recipes.head_only),
+        "all": line(1e-4, 1e-2),
+        "layer decay": line(*ends, HALVED),
+        "reversed decay": line(*ends, partial(recipes.reversed_decay, decay=0.5))}
 
 
 _letters = cache(partial(printed_glyphs, 64 * 36, seed=4242))
@@ -166,15 +143,15 @@ def input_shifts(task: Task, batch_norm: str) -> Candidates:
     "statistics" lets its statistics follow the new images, as they do when a whole network is fine-tuned; "hold" keeps those
     that it came with. With the former there are three rows more: no weight trained at all, and graded rates.
     """
-    options = {"batch_norm": batch_norm, "schedule": _warmup_and_cosine}
-    rows = {stage: _line(1e-4, 3e-3, plan=recipes.only(stage), **options) for stage in STAGES[:-1]} | {
-        "head": _line(1e-3, 3e-2, plan=recipes.head_only, **options),
-        "all": _line(3e-5, 1e-3, plan=recipes.everything, **options)}
+    options = {"batch_norm": batch_norm, "schedule": warmup_and_cosine}
+    rows = {stage: line(1e-4, 3e-3, plan=recipes.only(stage), **options) for stage in STAGES[:-1]} | {
+        "head": line(1e-3, 3e-2, plan=recipes.head_only, **options),
+        "all": line(3e-5, 1e-3, plan=recipes.everything, **options)}
     if batch_norm == "hold":
         return rows
-    return rows | {"statistics alone": Line(_at([0.0], **options), range(1)),  # nothing to choose
-                   "layer decay": _line(3e-4, 1e-2, HALVED, **options),
-                   "reversed decay": _line(3e-4, 1e-2, partial(recipes.reversed_decay, decay=0.5), **options)}
+    return rows | {"statistics alone": Line(at([0.0], **options), range(1)),  # nothing to choose
+                   "layer decay": line(3e-4, 1e-2, HALVED, **options),
+                   "reversed decay": line(3e-4, 1e-2, partial(recipes.reversed_decay, decay=0.5), **options)}
 
 
 @cache
@@ -190,29 +167,28 @@ def schedule_shapes(task: Task) -> Candidates:
     """Four shapes with one rate and with layer decay; the rate is the highest of the run (and the head's)."""
     shapes = {"constant": None,
               "slanted triangular": schedules.slanted_triangular,
-              "warm-up and cosine": _warmup_and_cosine,
+              "warm-up and cosine": warmup_and_cosine,
               "one cycle": schedules.one_cycle}
-    both = (("uniform", uniform, _between(1e-4, 3e-3)), ("layer decay", HALVED, _between(3e-4, 1e-2)))
-    return {f"{shape}, {name}": _at(lrs, rates, schedule=schedule) for shape, schedule in shapes.items()
-            for name, rates, lrs in both}
+    both = (("uniform", uniform, (1e-4, 3e-3)), ("layer decay", HALVED, (3e-4, 1e-2)))
+    return {f"{shape}, {name}": line(*ends, rates, schedule=schedule) for shape, schedule in shapes.items()
+            for name, rates, ends in both}
 
 
 def optimizers(task: Task) -> Candidates:
     """Optimizers at one rate for all layers: six rates, half a decade apart, from a start that fits the optimizer."""
-    make = {  # the optimizer, and the exponent of the lowest of its rates
-        "momentum": (partial(LayerAdaptiveLR, direction="momentum"), -2),
-        "adam": (partial(LayerAdaptiveLR, direction="adam"), -4),
-        "adam_mini": (partial(LayerAdaptiveLR, direction="adam_mini"), -4),
-        "Adam": (torch.optim.Adam, -4.5),
-        "AdamW": (torch.optim.AdamW, -4.5),
-        "SGD": (partial(torch.optim.SGD, momentum=0.9), -3.5),
+    ways = {  # the optimizer, and the lowest and the highest of its rates
+        "momentum": (partial(LayerAdaptiveLR, direction="momentum"), 1e-2, 3.0),
+        "adam": (partial(LayerAdaptiveLR, direction="adam"), 1e-4, 3e-2),
+        "adam_mini": (partial(LayerAdaptiveLR, direction="adam_mini"), 1e-4, 3e-2),
+        "Adam": (torch.optim.Adam, 3e-5, 1e-2),
+        "AdamW": (torch.optim.AdamW, 3e-5, 1e-2),
+        "SGD": (partial(torch.optim.SGD, momentum=0.9), 3e-4, 1e-1),
         # Adam-mini's block rule with each tensor as a block: the same direction without the ratio
-        "Adam-mini": (partial(LayerAdaptiveLR, direction="adam_mini", ratio_range=(1.0, 1.0)), -4.5),
-        "LARS": (partial(_timm_optimizer, "Lars", momentum=0.9), -1),
-        "LAMB": (partial(_timm_optimizer, "Lamb"), -3.5),
+        "Adam-mini": (partial(LayerAdaptiveLR, direction="adam_mini", ratio_range=(1.0, 1.0)), 3e-5, 1e-2),
+        "LARS": (partial(_timm_optimizer, "Lars", momentum=0.9), 1e-1, 30.0),
+        "LAMB": (partial(_timm_optimizer, "Lamb"), 3e-4, 1e-1),
     }
-    return {name: _at([float(f"{10 ** (exponent + i / 2):.0e}") for i in range(6)], optimizer=optimizer)
-            for name, (optimizer, exponent) in make.items()}
+    return {name: line(lowest, highest, optimizer=optimizer) for name, (optimizer, lowest, highest) in ways.items()}
 
 
 def ablation(task: Task) -> Candidates:
@@ -221,19 +197,19 @@ def ablation(task: Task) -> Candidates:
     The *fixed schedule* takes the same direction without a ratio, and multiplies its rate at each step by the ratio that the
     whole network had at that step of another run, at the same rate.
     """
-    ways = {"AdamW": _line(1e-4, 3e-3, schedule=_warmup_and_cosine),
-            "AdamW, constant rate": _line(3e-5, 1e-3, schedule=None)}
+    ways = {"AdamW": line(1e-4, 3e-3, schedule=warmup_and_cosine),
+            "AdamW, constant rate": line(3e-5, 1e-3, schedule=None)}
     for direction, name, start in (("adam", "Adam direction", (3e-4, 1e-2)), ("momentum", "momentum", (3e-2, 1.0))):
         adaptive = partial(LayerAdaptiveLR, direction=direction)
         without_ratio = partial(adaptive, ratio_range=(1.0, 1.0))
         for pool, optimizer in (("a ratio a tensor", adaptive),
                                 ("a ratio a stage", partial(adaptive, pool="group")),
                                 ("one ratio", recipes.in_one_group(partial(adaptive, pool="group")))):
-            ways[f"{name}, {pool}"] = _line(*start, optimizer=optimizer, schedule=_warmup_and_cosine)
+            ways[f"{name}, {pool}"] = line(*start, optimizer=optimizer, schedule=warmup_and_cosine)
         low, high = (GRID.index(lr) for lr in start)
         ways[f"{name}, fixed schedule"] = Line([replace(each, optimizer=without_ratio, schedule=_with_ratios_of(each, task))
                                                 for each in ways[f"{name}, one ratio"].candidates], range(low, high + 1))
-    return ways | {"momentum, no ratio": _line(3e-2, 1.0, optimizer=without_ratio, schedule=_warmup_and_cosine)}
+    return ways | {"momentum, no ratio": line(3e-2, 1.0, optimizer=without_ratio, schedule=warmup_and_cosine)}
 
 
 def _with_ratios_of(strategy: Strategy, task: Task) -> Callable[[Optimizer, int], LRScheduler]:
@@ -266,28 +242,28 @@ def _timm_optimizer(name: str, groups: list[dict], **options) -> torch.optim.Opt
 
 def depth(task: Task) -> Candidates:
     """The first stages keep their pretrained weights, the others start anew; the kept ones are frozen or trained on."""
-    lrs = _between(3e-4, 3e-2)
+    ends = 3e-4, 3e-2
     kept = range(1, len(STAGES))
-    return {"keep 0": _at(lrs, weights=None)} | {
-        f"keep {n}, fine-tuned": _at(lrs, keep=n) for n in kept} | {
-        f"keep {n}, frozen": _at(lrs, keep=n, plan=recipes.all_but_first(n)) for n in kept}
+    return {"keep 0": line(*ends, weights=None)} | {
+        f"keep {n}, fine-tuned": line(*ends, keep=n) for n in kept} | {
+        f"keep {n}, frozen": line(*ends, keep=n, plan=recipes.all_but_first(n)) for n in kept}
 
 
 def automatic(task: Task) -> Candidates:
     """Rates from the gradients, of the first batch or of every one, beside rates set by hand."""
-    low, high = _between(3e-4, 1e-2), _between(1e-3, 3e-2)
-    return {"uniform": _at(low),
-            "layer decay": _at(low, HALVED),
-            "relative gradients, first batch": _at(high, relative_gradient_rates, look_first=True),
-            "Auto-RGN, every batch": _at(high, optimizer=recipes.auto_rgn)}
+    low, high = (3e-4, 1e-2), (1e-3, 3e-2)
+    return {"uniform": line(*low),
+            "layer decay": line(*low, HALVED),
+            "relative gradients, first batch": line(*high, relative_gradient_rates, look_first=True),
+            "Auto-RGN, every batch": line(*high, optimizer=recipes.auto_rgn)}
 
 
 def photo_strategies(task: Task) -> Candidates:
     """Ten strategies with four candidates each, from a network that torchvision trained on ImageNet."""
+    decays = [(1e-4, 0.7), (3e-4, 0.7), (1e-3, 0.7), (1e-3, 0.5)]
     return _ten_strategies(
-        scratch=_between(3e-4, 1e-2), head=_between(1e-3, 3e-2), one=_between(3e-5, 1e-3),
-        pairs=[(3e-5, 1e-3), (1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 3e-3)],
-        decays=[(1e-4, 0.7), (3e-4, 0.7), (1e-3, 0.7), (1e-3, 0.5)],
+        scratch=between(3e-4, 1e-2), head=between(1e-3, 3e-2), one=between(3e-5, 1e-3),
+        pairs=[(3e-5, 1e-3), (1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 3e-3)], decays=decays, reversals=decays,
         pulls=[(1e-4, 10), (3e-4, 10), (1e-3, 3), (1e-3, 10)], weights="DEFAULT")
 
 
@@ -324,6 +300,14 @@ STUDIES = {
                        lambda: [digits(test_per_class=None)], automatic),
     "photographs": Study("Which way to fine-tune is best on photographs, such as yours?", photo_tasks, photo_strategies),
     "photographs-robustness": Study("How wide is the range of good rates on photographs, such as yours?", photo_tasks,
-                                    partial(robustness, grid=_between(3e-5, 1e-2), weights="DEFAULT"), choose=False),
+                                    partial(robustness, grid=between(3e-5, 1e-2), weights="DEFAULT"), choose=False),
+    "text-strategies": Study("Which way to fine-tune a transformer on 80 sentences is best?",
+                             lambda: [text_catalogue.sentence_task()], text_catalogue.strategies),
+    "text-robustness": Study("How wide is the range of good rates of a transformer, with and without layer decay?",
+                             lambda: [text_catalogue.sentence_task()], text_catalogue.robustness, choose=False),
+    "text-labels": Study("With how many labelled sentences does the strategy matter?", text_catalogue.label_tasks,
+                         text_catalogue.labels),
+    "text-surgery": Study("Which layer of a transformer should be tuned when the sentences or the names change?",
+                          text_catalogue.surgery_tasks, text_catalogue.surgery),
 }
 PHOTOGRAPHS = [name for name, study in STUDIES.items() if study.tasks is photo_tasks]

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from layerlr_helpers.batches import to_device
 from layerlr_helpers.features import cached_head
 from layerlr_helpers.guards import seeded
 from layerlr_helpers.history import DivergedError
@@ -30,6 +31,7 @@ from layerlr_helpers.schedules import one_cycle
 from layerlr_helpers.splits import few_shot_split
 from layerlr_helpers.studies.results import KEY, RecordError, append_row, chosen_rows, missing, read_rows, with_row
 from layerlr_helpers.studies.search import check_fair, every_candidate, search
+from layerlr_helpers.texts import TextSet
 from layerlr_helpers.training import evaluate, fast_autocast, fit, progress_bar, train_step
 from layerlr_helpers.unfreezing import ProgressiveUnfreezing, UnfreezePlan
 
@@ -47,6 +49,8 @@ class Strategy:
         plan: ``(groups, total_steps) -> UnfreezePlan``; None trains everything from the start.
         schedule: ``(optimizer, total_steps) -> scheduler``; None for constant rates.
         batch_norm: what BatchNorm does under the plan, as in ``ProgressiveUnfreezing``.
+        change: ``model -> model``, before layers are grouped: to add adapters.
+        granularity: of the layer groups, as in ``layer_groups``.
         look_first: compute the gradients of the first batch before ``rates`` is called, for ``relative_gradient_rates``.
     """
 
@@ -58,6 +62,8 @@ class Strategy:
     schedule: Callable[[Optimizer, int], LRScheduler] | None = one_cycle
     optimizer: Callable[[list[dict]], Optimizer] = fused_adamw
     batch_norm: str = "freeze"
+    change: Callable[[nn.Module], nn.Module] | None = None
+    granularity: str = "stage"
     look_first: bool = False
 
 
@@ -69,9 +75,9 @@ class Task:
     """What is learned, and with which budget: every strategy gets the same.
 
     Attributes:
-        data: all images; they are split anew for each seed.
-        per_class, val_per_class: images of each class to train on and to choose rates on.
-        test_per_class: the most test images of each class, of those that are left; None takes all.
+        data: all images or texts; they are split anew for each seed.
+        per_class, val_per_class: how many of each class to train on and to choose rates on.
+        test_per_class: the most to test on of each class, of those that are left; None takes all.
         epochs, batch_size: the budget. ``steps``, if given, replaces the epochs.
         autocast: compute in bfloat16 where the processor does that fast. A study that any machine shall be able to go on with
             has False.
@@ -80,7 +86,7 @@ class Task:
         name: what runs are recorded under.
     """
 
-    data: ImageSet
+    data: ImageSet | TextSet
     per_class: int = 10
     val_per_class: int = 20
     test_per_class: int | None = None
@@ -129,7 +135,7 @@ def compare(strategies: Sequence[Strategy] | Candidates, task: Task, *, seeds: I
         nonlocal rows
         to_do = missing(rows, wanted)
         if to_do:
-            _check_same(rows, task, results, {"precision": _precision(task), "device": task.device})
+            _check_same(rows, task, results, _circumstances(task))
         bar = progress_bar(to_do, desc=title, unit="run", shown=progress)
         for key in bar:
             run_split, _, name, rates, seed = key
@@ -151,19 +157,34 @@ def compare(strategies: Sequence[Strategy] | Candidates, task: Task, *, seeds: I
 
 
 def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> dict[str, object]:
-    """Train once; return accuracy and loss on the split, steps, images seen, seconds of training, and versions.
+    """Train once; return accuracy and loss on the split, steps, examples seen, seconds of training, and versions.
 
-    The same seed gives the same run, whatever the state of torch's global generator, which is left as it was. If only the head
-    ever trains and nothing random comes before it, it is trained on cached features (in single precision): the same but for
-    rounding, in a fraction of the time.
+    The same seed gives the same run, whatever the state of torch's global generator, which is left as it was.
     """
-    train, val, test = few_shot_split(task.data, task.per_class, val_per_class=task.val_per_class, seed=seed)
+    model, seconds = trained(strategy, task, seed)
+    _, val, test = _split(task, seed)
     scored = val if split == "validation" else _first_of_each_class(test, task.test_per_class)
+    # A loader without a generator takes a number from the global one.
+    scores = evaluate(model, DataLoader(scored, 256, generator=torch.Generator()), autocast=_autocast(task))
+    return {"accuracy": round(scores["accuracy"], 4), "loss": round(scores["loss"], 4), **_budget(task),
+            "seconds": round(seconds, 2), "precision": _precision(task), "torch": torch.__version__.partition("+")[0],
+            "threads": torch.get_num_threads(), **_circumstances(task)}
+
+
+def trained(strategy: Strategy, task: Task, seed: int) -> tuple[nn.Module, float]:
+    """Make a network, train it, and return it with the seconds that the training took.
+
+    If only the head ever trains and nothing random comes before it, it is trained on cached features (in single precision):
+    the same but for rounding, in a fraction of the time.
+    """
+    train, _, _ = _split(task, seed)
     classes = len(task.data.class_names) if task.new_head else None
     model = prepared_model(strategy.weights, classes, seed, keep=strategy.keep, load=task.load).to(task.device)
-    groups = layer_groups(model, train[0][0][None].to(task.device))
-    autocast, budget = _autocast(task), _budget(task)
-    steps = budget["steps"]
+    if strategy.change is not None:
+        with seeded(seed):
+            model = strategy.change(model).to(task.device)
+    groups = layer_groups(model, to_device(_example_input(train), task.device), granularity=strategy.granularity)
+    autocast, steps = _autocast(task), _budget(task)["steps"]
 
     def shuffled(data: Dataset) -> DataLoader:
         return DataLoader(data, task.batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
@@ -178,20 +199,19 @@ def run(strategy: Strategy, task: Task, seed: int, *, split: str = "test") -> di
 
     start = perf_counter()
     with seeded(seed, task.device):  # for dropout
-        trained, data = cached_head(model, groups, train, unfreezing) or (model, train)
+        part, data = cached_head(model, groups, train, unfreezing) or (model, train)
         try:
-            fit(trained, optimizer, shuffled(data), steps=steps, schedule=schedule, unfreezing=unfreezing, autocast=autocast,
+            fit(part, optimizer, shuffled(data), steps=steps, schedule=schedule, unfreezing=unfreezing, autocast=autocast,
                 progress=False)
         except DivergedError:  # a result like any other: with this gradient no weight that trains would have stayed a number
-            for p in trained.parameters():
+            for p in part.parameters():
                 if p.requires_grad:
                     p.detach().fill_(float("nan"))
-    seconds = perf_counter() - start
-    # A loader without a generator takes a number from the global one.
-    scores = evaluate(model, DataLoader(scored, 256, generator=torch.Generator()), autocast=autocast)
-    return {"accuracy": round(scores["accuracy"], 4), "loss": round(scores["loss"], 4), **budget, "seconds": round(seconds, 2),
-            "precision": _precision(task), "torch": torch.__version__.partition("+")[0],
-            "threads": torch.get_num_threads(), "device": task.device}
+    return model, perf_counter() - start
+
+
+def _split(task: Task, seed: int) -> tuple[ImageSet | TextSet, ImageSet | TextSet, ImageSet | TextSet]:
+    return few_shot_split(task.data, task.per_class, val_per_class=task.val_per_class, seed=seed)
 
 
 def _autocast(task: Task) -> torch.dtype | None:
@@ -203,7 +223,7 @@ def _precision(task: Task) -> str:
 
 
 def _budget(task: Task) -> dict[str, int]:
-    """Return the optimizer steps of a run and the images seen in them; the last batch of an epoch may be a smaller one."""
+    """Return the optimizer steps of a run and the examples seen in them; the last batch of an epoch may be a smaller one."""
     images = task.per_class * len(task.data.class_names)
     batches = -(-images // task.batch_size)
     steps = task.steps if task.steps is not None else task.epochs * batches
@@ -211,8 +231,19 @@ def _budget(task: Task) -> dict[str, int]:
     return {"steps": steps, "images": epochs * images + min(further_batches * task.batch_size, images)}
 
 
-def _first_of_each_class(data: ImageSet, number: int | None) -> ImageSet:
-    """Return the first images of each class, or all with None; a split has them in random order."""
+def _circumstances(task: Task) -> dict[str, str]:
+    """Return what can be another thing on another machine, where texts are read from other versions of packages."""
+    texts = {"texts": task.data.fingerprint()} if isinstance(task.data, TextSet) else {}
+    return {"precision": _precision(task), "device": task.device} | texts
+
+
+def _example_input(data: ImageSet | TextSet):
+    """Return the inputs of a batch of one."""
+    return default_collate([data[0]])[0]
+
+
+def _first_of_each_class(data: ImageSet | TextSet, number: int | None) -> ImageSet | TextSet:
+    """Return the first of each class, or all with None; a split has them in random order."""
     return data.subset(torch.cat([torch.nonzero(data.labels == label).flatten()[:number]
                                   for label in range(len(data.class_names))]))
 
@@ -225,7 +256,7 @@ def _by_rates(strategies: Sequence[Strategy] | Candidates, task: Task) -> dict[s
     if isinstance(strategies, Mapping):
         return {name: {each.name: each for each in every_candidate(given)}
                 for name, given in strategies.items()}
-    groups = layer_groups(prepared_model(None, None, 0, load=task.load), task.data[0][0][None])
+    groups = layer_groups(prepared_model(None, None, 0, load=task.load), _example_input(task.data))
     return {each.name: {"as measured" if each.look_first else _rates_text(each.rates(groups)): each} for each in strategies}
 
 

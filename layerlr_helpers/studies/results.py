@@ -10,7 +10,7 @@ from layerlr_helpers.files import write_whole
 from layerlr_helpers.intervals import interval_text, paired_intervals
 
 KEY = ["split", "task", "strategy", "rates", "seed"]  # what tells one run from another
-TEXT_COLUMNS = [*KEY[:4], "precision", "torch", "device", "library"]  # never read as numbers or as missing values
+TEXT_COLUMNS = [*KEY[:4], "precision", "torch", "device", "library", "texts"]  # never read as numbers or as missing values
 
 
 class RecordError(ValueError):
