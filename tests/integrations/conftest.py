@@ -8,6 +8,6 @@ from importlib.util import find_spec
 NEEDED = {"accelerate": ["accelerate"], "bitsandbytes": ["bitsandbytes"],
           "everyday": ["timm", "transformers", "peft", "lightning", "torchmetrics", "accelerate"], "fastai": ["fastai"],
           "hugging_face": ["transformers", "accelerate", "peft"], "lightning": ["lightning", "peft", "transformers"],
-          "schedule_free": ["schedulefree"], "timm": ["timm"]}
+          "lora": ["peft", "transformers"], "schedule_free": ["schedulefree"], "timm": ["timm"]}
 
 collect_ignore = [f"test_{name}.py" for name, libraries in NEEDED.items() if not all(map(find_spec, libraries))]
