@@ -1,6 +1,6 @@
 """What layers pass on: features of a frozen backbone, to train a head on, and features of every layer, to look at."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -153,7 +153,8 @@ def layer_features(model: nn.Module, data: Dataset, groups: Sequence[LayerGroup]
     """What each group passes on, in eval mode: float32 arrays [N, channels], averaged over positions or tokens.
 
     A group's output is that of the last of its modules to run; a group of which no module runs is left out. Three
-    dimensions are read as [N, tokens, channels], more as [N, channels, height, width].
+    dimensions are read as [N, tokens, channels], more as [N, channels, height, width]. If the inputs have an
+    ``attention_mask`` [N, tokens], only tokens where it is 1 are averaged, and no padding.
     """
     features: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     outputs: dict[str, Tensor] = {}
@@ -171,12 +172,16 @@ def layer_features(model: nn.Module, data: Dataset, groups: Sequence[LayerGroup]
         for inputs, _ in DataLoader(data, batch_size, generator=torch.Generator()):
             outputs.clear()
             call_model(model, inputs)
+            mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
             for name, output in outputs.items():
-                features[name].append(_channels(output).float().cpu())
+                features[name].append(_channels(output, mask).float().cpu())
     return {name: torch.cat(parts).numpy() for name, parts in features.items() if parts}
 
 
-def _channels(output: Tensor) -> Tensor:
+def _channels(output: Tensor, mask: Tensor | None) -> Tensor:
+    if output.ndim == 3 and mask is not None and mask.shape == output.shape[:2]:
+        weights = mask[:, :, None].to(output)
+        return (output * weights).sum(1) / weights.sum(1)
     if output.ndim == 3:
         return output.mean(1)
     return output.flatten(2).mean(2) if output.ndim > 3 else output

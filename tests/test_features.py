@@ -22,6 +22,8 @@ from layerlr_helpers import (
     load_resnet18,
 )
 from layerlr_helpers.features import cached_head
+from layerlr_helpers.minilm import load_minilm
+from layerlr_helpers.texts import text_set
 from tests.runs import model_state, same
 
 
@@ -286,6 +288,18 @@ def test_tokens_are_averaged_and_channels_kept():
     features = layer_features(model, TensorDataset(tokens, torch.zeros(5)), groups)
     assert [values.shape for values in features.values()] == [(5, 6), (5, 6), (5, 3)]
     np.testing.assert_allclose(features["stem"], model[0](tokens).mean(1).detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_padding_does_not_change_what_is_known_of_a_text():
+    texts = ["Sort an array.", "Return the eigenvalues of a symmetric matrix, in ascending order."]
+    model = load_minilm(num_classes=2)
+    groups = layer_groups(model)
+    together = layer_features(model, text_set(texts, [0, 1], "ab"), groups)
+    for row, text in enumerate(texts):
+        alone = layer_features(model, text_set([text], [row], "ab"), groups)
+        assert list(alone) == [group.name for group in groups]
+        for name, values in alone.items():
+            np.testing.assert_allclose(values[0], together[name][row], atol=1e-4)
 
 
 def test_modules_that_return_several_tensors_give_the_first():
