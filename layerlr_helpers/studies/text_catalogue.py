@@ -10,6 +10,7 @@ from layerlr_helpers.course.docstrings import docstring_sentences, shifted_texts
 from layerlr_helpers.course.lora import add_lora
 from layerlr_helpers.minilm import TextClassifier, load_minilm
 from layerlr_helpers.param_groups import Rates, layer_decay, per_group
+from layerlr_helpers.schedules import warmup_cosine
 from layerlr_helpers.studies.candidates import at, backbone_and_head, between, line, warmup_and_cosine
 from layerlr_helpers.studies.compare import Candidates, Strategy, Task, trained
 from layerlr_helpers.texts import TextSet
@@ -29,7 +30,7 @@ def sentence_task(**options) -> Task:
 
 
 def strategies(task: Task) -> Candidates:
-    """Thirteen ways to fine-tune, with four rates each to begin with; where the layers' rates differ, it is the highest."""
+    """Fourteen ways to fine-tune, with four rates each to begin with; where the layers' rates differ, it is the highest."""
     def tenth(lr: float) -> Rates:
         return backbone_and_head(lr / 10, lr)
 
@@ -38,6 +39,7 @@ def strategies(task: Task) -> Candidates:
 
     return {"head only": line(3e-3, 1e-1, plan=recipes.head_only, **OPTIONS),
             "one rate": line(3e-5, 1e-3, **OPTIONS),
+            "one rate, no warm-up": line(3e-5, 1e-3, **OPTIONS | {"schedule": partial(warmup_cosine, warmup_steps=0)}),
             "two rates": line(3e-4, 1e-2, tenth, **OPTIONS),
             **{f"decay {decay}": line(*ends, partial(layer_decay, decay=decay), **OPTIONS)
                for decay, ends in ((0.95, (3e-5, 1e-3)), (0.8, (1e-4, 3e-3)), (0.65, (1e-4, 3e-3)))},
