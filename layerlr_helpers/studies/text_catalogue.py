@@ -34,7 +34,7 @@ def strategies(task: Task) -> Candidates:
     def tenth(lr: float) -> Rates:
         return backbone_and_head(lr / 10, lr)
 
-    def faster_b(lr: float) -> Rates:  # 16 times as fast as A, as Hayou et al. (2024) recommend
+    def faster_b(lr: float) -> Rates:  # Hayou et al. (2024) want B faster than A; how much depends on model and task
         return per_group({"*": lr, "*.lora_B": 16 * lr})
 
     return {"head only": line(3e-3, 1e-1, plan=recipes.head_only, **OPTIONS),
