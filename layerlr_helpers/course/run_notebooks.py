@@ -109,6 +109,7 @@ def _execute(notebook, folder: Path, title: str, timeout: int) -> str | None:
     started = []
     with tqdm(total=len(code), desc=title, unit="cell", disable=False) as bar:
         client = NotebookClient(notebook, timeout=timeout, iopub_timeout=60, kernel_name="python3", record_timing=False,
+                                coalesce_streams=True,  # or one line of output may be stored as two
                                 extra_arguments=["--log-level=ERROR"],  # no advice amid the bars
                                 resources={"metadata": {"path": str(folder)}},
                                 on_cell_execute=lambda cell, cell_index: started.append(cell),
