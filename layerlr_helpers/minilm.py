@@ -63,7 +63,7 @@ def load_minilm(weights: str | None = "minilm", *, num_classes: int | None = Non
     config = BertConfig.from_dict(json.loads(_files()["config.json"].read_text(encoding="utf-8")))
     bert = BertModel(config, add_pooling_layer=False)
     if weights is not None:
-        bert.load_state_dict(_state(_files()["model.safetensors"]))
+        bert.load_state_dict(minilm_weights())
     return TextClassifier(bert, num_classes).eval()
 
 
@@ -76,6 +76,11 @@ def minilm_tokenizer() -> "PreTrainedTokenizerFast":
         raise ImportError("a tokenizer needs transformers: pip install 'layerlr-helpers[text]'") from error
     return PreTrainedTokenizerFast(tokenizer_file=str(_files()["tokenizer.json"]), pad_token="[PAD]", unk_token="[UNK]",
                                    cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", padding_side="right")
+
+
+def minilm_weights() -> dict[str, Tensor]:
+    """The encoder's weights by name, as published; does not need transformers. Errors are those of :func:`load_minilm`."""
+    return _state(_files()["model.safetensors"])
 
 
 def _state(path: Path) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", help="this port and no other (default: 8888, or the next one that is free)")
     options, others = parser.parse_known_args()
+    check_environment()
     settings = [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url={FIRST}", *QUIETLY, *others]
     if options.port:
         settings += [f"--port={usable(options.port)}", "--ServerApp.port_retries=0"]
@@ -34,6 +35,16 @@ def main() -> None:
     server.io_loop.add_callback(print, f"\nJupyterLab is running. If no browser shows it, open this address in one:\n\n"
                                        f"    {server.display_url}\n\nPress Ctrl-C twice to stop it.", flush=True)
     server.start()
+
+
+def check_environment() -> None:
+    """Ends the program if something is missing that the notebooks need, after saying what."""
+    try:
+        from layerlr_helpers.course import check_environment
+    except ImportError as error:  # the check itself needs a few packages
+        sys.exit(f"FAIL {error}; run `make setup`. If that has been done, delete the folder .venv and run it again")
+    if check_environment.main():
+        sys.exit("Mend this, or open JupyterLab as it is: .venv/bin/python -m jupyterlab")
 
 
 def has_screen() -> bool:

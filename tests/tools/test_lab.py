@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from layerlr_helpers.course import check_environment
 from tools import lab
 
 
@@ -39,3 +40,17 @@ def test_a_screen_is_found_where_there_is_one(monkeypatch, platform, variable, s
         monkeypatch.setenv(variable, ":0")
     monkeypatch.setattr(lab.sys, "platform", platform)
     assert lab.has_screen() is screen
+
+
+def test_the_lab_does_not_open_where_something_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(check_environment, "findings", lambda: [check_environment.disk(0.1)])
+    with pytest.raises(SystemExit, match="Mend this, or open JupyterLab as it is"):
+        lab.check_environment()
+    assert "FAIL disk: 0.1 GiB free" in capsys.readouterr().out
+
+
+def test_a_package_that_the_check_itself_needs_is_named(monkeypatch):
+    monkeypatch.setitem(lab.sys.modules, "layerlr_helpers.course.check_environment", None)
+    monkeypatch.delattr("layerlr_helpers.course.check_environment", raising=False)
+    with pytest.raises(SystemExit, match=r"check_environment.*run `make setup`"):
+        lab.check_environment()
