@@ -44,23 +44,35 @@ def test_the_same_parameters_are_free_of_weight_decay_as_in_timm(model, groups):
     assert free(param_groups(groups, layer_decay(1e-3, 0.75), weight_decay=0.05)) == vectors_of_more_dimensions
 
 
-@pytest.mark.parametrize(("name", "size", "options"), [
-    ("vit_tiny_patch16_224", 32, {"img_size": 32}), ("deit_tiny_distilled_patch16_224", 32, {"img_size": 32}),
-    ("swin_tiny_patch4_window7_224", 224, {}), ("convnext_atto", 64, {}), ("resnet18", 64, {})])
-def test_block_by_block_every_parameter_has_timms_own_ratio(name, size, options):
+VISION_TRANSFORMERS = [("vit_tiny_patch16_224", 32, {"img_size": 32}),
+                       ("deit_tiny_distilled_patch16_224", 32, {"img_size": 32})]
+WITH_STAGES = [("swin_tiny_patch4_window7_224", 224, {}), ("convnext_atto", 64, {}), ("resnet18", 64, {})]
+
+
+@pytest.mark.parametrize(("name", "size", "options", "granularity"), [
+    (*model, granularity) for models, granularities in ((VISION_TRANSFORMERS, ("stage", "block")), (WITH_STAGES, ("block",)))
+    for model in models for granularity in granularities])
+def test_where_both_mean_the_same_layers_every_parameter_has_timms_own_ratio(name, size, options, granularity):
     model = timm.create_model(name, num_classes=5, **options)
     theirs = {id(p): group["lr_scale"] for group in param_groups_layer_decay(model, layer_decay=0.75) for p in group["params"]}
-    groups = layer_groups(model, torch.zeros(1, 3, size, size), granularity="block")
+    groups = layer_groups(model, torch.zeros(1, 3, size, size), granularity=granularity)
     rates = layer_decay(1.0, 0.75)(groups)
     for group in groups:
         for parameter, p in group.params.items():
             assert rates[group.name] == pytest.approx(theirs[id(p)]), (group.name, parameter)
 
 
-def test_a_norm_of_the_pooled_features_belongs_to_the_last_block_here_and_to_the_head_in_timm():
+@pytest.mark.parametrize(("name", "size", "options"), WITH_STAGES)
+def test_a_whole_stage_is_a_layer_by_default(name, size, options):
+    groups = layer_groups(timm.create_model(name, num_classes=5, **options), torch.zeros(1, 3, size, size))
+    assert [group.depth for group in groups] == [5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("granularity", ["stage", "block"])
+def test_a_norm_of_the_pooled_features_belongs_to_the_last_block_here_and_to_the_head_in_timm(granularity):
     model = timm.create_model("beit_base_patch16_224", img_size=32, depth=2, embed_dim=24, num_heads=2, num_classes=5)
     theirs = {id(p): group["lr_scale"] for group in param_groups_layer_decay(model, layer_decay=0.5) for p in group["params"]}
-    groups = layer_groups(model, torch.zeros(1, 3, 32, 32), granularity="block")
+    groups = layer_groups(model, torch.zeros(1, 3, 32, 32), granularity=granularity)
     different = {name: (rate, theirs[id(p)]) for group in groups for name, p in group.params.items()
                  if (rate := layer_decay(1.0, 0.5)(groups)[group.name]) != theirs[id(p)]}
     assert different == {"fc_norm.weight": (0.5, 1.0), "fc_norm.bias": (0.5, 1.0)}
