@@ -14,7 +14,7 @@ QUIET := TQDM_DISABLE=1
 # Test files side by side. Each process computes on one thread, so that they do not get in each other's way.
 TESTS := $(QUIET) OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help setup lab check test integrations course notebooks bench lint
+.PHONY: help setup lab check test integrations course notebooks exercises bench lint
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make integrations  install the libraries that docs/integrations.md is about, and run the tests with them"
 	@echo "make course     run all notebooks in order, write pages to build/course/"
 	@echo "make notebooks  run all notebooks and store their outputs in place (for maintainers)"
+	@echo "make exercises  make the exercises and their solutions from notebooks/exercises/source (for maintainers)"
 	@echo "make bench      measure what the helpers cost and what freezing saves, as ratios"
 	@echo "make lint       check style, imports and spelling"
 
@@ -40,7 +41,7 @@ check: lint
 # A notebook takes minutes, and only one that hangs reaches the limit of an hour a cell.
 test: $(VENV)/ready
 	$(TESTS) --durations=10 tests
-	$(QUIET) $(RUN) -m pytest --nbmake --nbmake-timeout=3600 --durations=10 notebooks
+	$(QUIET) $(RUN) -m pytest --nbmake --nbmake-timeout=3600 --durations=10 notebooks/*.ipynb
 
 integrations: $(VENV)/ready
 	$(PIP) --editable ".[compare]"
@@ -51,6 +52,9 @@ course: $(VENV)/ready
 
 notebooks: $(VENV)/ready
 	$(RUN) -m layerlr_helpers.course --in-place
+
+exercises: $(VENV)/ready
+	$(RUN) tools/build_exercises.py
 
 bench: $(VENV)/ready
 	$(RUN) benchmarks/overhead.py
