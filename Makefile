@@ -14,12 +14,13 @@ QUIET := TQDM_DISABLE=1
 # Test files side by side. Each process computes on one thread, so that they do not get in each other's way.
 TESTS := $(QUIET) OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help setup lab check test integrations course notebooks exercises bench lint
+.PHONY: help setup lab lab-read check test integrations course notebooks exercises bench lint
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup      install everything into .venv, once; every other target does that first"
-	@echo "make lab        open JupyterLab at the first notebook; make lab PORT=8889 chooses the port"
+	@echo "make lab        open JupyterLab with your own copies of the notebooks, in learn/; PORT=8889 chooses the port"
+	@echo "make lab-read   open the notebooks as they are stored, with all outputs"
 	@echo "make check      check style and imports and run the quick tests, in about a minute"
 	@echo "make test       run every helper test and execute every notebook"
 	@echo "make integrations  install the libraries that docs/integrations.md is about, and run the tests with them"
@@ -34,6 +35,9 @@ setup: $(VENV)/ready
 
 lab: $(VENV)/ready
 	@$(RUN) tools/lab.py $(if $(PORT),--port="$(PORT)")
+
+lab-read: $(VENV)/ready
+	@$(RUN) tools/lab.py --read $(if $(PORT),--port="$(PORT)")
 
 check: lint
 	$(TESTS) -m "not slow" tests

@@ -1,4 +1,8 @@
-"""Open JupyterLab at the first notebook: `make lab` runs this. Other options than --port go on to JupyterLab."""
+"""Open JupyterLab at the first notebook: `make lab` runs this. Other options than --port and --read go on to JupyterLab.
+
+A learner works in copies without outputs, in the folder learn/, so that no answer is on the screen before its question has
+been read. A copy is made once, and what a learner has written is never overwritten.
+"""
 
 import argparse
 import errno
@@ -7,10 +11,11 @@ import sys
 from pathlib import Path
 from socket import create_server
 
+import nbformat
 from jupyterlab.labapp import LabApp
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST = "/lab/tree/notebooks/01_layer_lr_theory.ipynb"
+FIRST = "01_layer_lr_theory.ipynb"
 # No lines about what JupyterLab loads, no question whether it may fetch news, no look for a newer version of itself, no
 # warning at each kernel's start that others on this machine could listen in, since they cannot.
 QUIETLY = ["--ServerApp.log_level=WARN", "--LabApp.log_level=WARN", "--LabApp.news_url=None",
@@ -21,9 +26,14 @@ def main() -> None:
     """Start the server, print its address, and open a browser where there is a screen."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", help="this port and no other (default: 8888, or the next one that is free)")
+    parser.add_argument("--read", action="store_true", help="open the notebooks that have been run, in place of your copies")
     options, others = parser.parse_known_args()
     check_environment()
-    settings = [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url={FIRST}", *QUIETLY, *others]
+    if not options.read:
+        for path in make_copies(ROOT / "notebooks", ROOT / "learn"):
+            print(f"made {path.relative_to(ROOT)}")
+    first = f"/lab/tree/{'notebooks' if options.read else 'learn'}/{FIRST}"
+    settings = [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url={first}", *QUIETLY, *others]
     if options.port:
         settings += [f"--port={usable(options.port)}", "--ServerApp.port_retries=0"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -45,6 +55,25 @@ def check_environment() -> None:
         sys.exit(f"FAIL {error}; run `make setup`. If that has been done, delete the folder .venv and run it again")
     if check_environment.main():
         sys.exit("Mend this, or open JupyterLab as it is: .venv/bin/python -m jupyterlab")
+
+
+def make_copies(notebooks: Path, learn: Path) -> list[Path]:
+    """Copy notebooks and exercises without outputs to a learner's folder, but for those that are there; returns the new ones."""
+    from layerlr_helpers.files import write_whole  # here, since check_environment has to come first
+
+    new = []
+    for source in sorted([*notebooks.glob("*.ipynb"), *notebooks.glob("exercises/*.ipynb")]):
+        copy = learn / source.relative_to(notebooks)
+        if copy.exists():
+            continue
+        notebook = nbformat.read(source, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(copy, lambda temporary, notebook=notebook: nbformat.write(notebook, temporary))
+        new.append(copy)
+    return new
 
 
 def has_screen() -> bool:
