@@ -45,7 +45,7 @@ check: lint
 # A notebook takes minutes, and only one that hangs reaches the limit of an hour a cell.
 test: $(VENV)/ready
 	$(TESTS) --durations=10 tests
-	$(QUIET) $(RUN) -m pytest --nbmake --nbmake-timeout=3600 --durations=10 notebooks/*.ipynb
+	$(QUIET) $(RUN) -m pytest --nbmake --nbmake-timeout=3600 --durations=10 notebooks
 
 integrations: $(VENV)/ready
 	$(PIP) --editable ".[compare]"

@@ -58,7 +58,7 @@ def check_environment() -> None:
 
 
 def make_copies(notebooks: Path, learn: Path) -> list[Path]:
-    """Copy notebooks and exercises without outputs to a learner's folder, but for those that are there; returns the new ones."""
+    """Copy notebooks and exercises without outputs to a learner's folder, but for those that exist; returns the new ones."""
     from layerlr_helpers.files import write_whole  # here, since check_environment has to come first
 
     new = []
