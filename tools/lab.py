@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from socket import create_server
 
-import nbformat
 from jupyterlab.labapp import LabApp
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +29,8 @@ def main() -> None:
     options, others = parser.parse_known_args()
     check_environment()
     if not options.read:
+        from layerlr_helpers.course.learners_copy import make_copies  # here, since the check has to come first
+
         for path in make_copies(ROOT / "notebooks", ROOT / "learn"):
             print(f"made {path.relative_to(ROOT)}")
     first = f"/lab/tree/{'notebooks' if options.read else 'learn'}/{FIRST}"
@@ -55,25 +56,6 @@ def check_environment() -> None:
         sys.exit(f"FAIL {error}; run `make setup`. If that has been done, delete the folder .venv and run it again")
     if check_environment.main():
         sys.exit("Mend this, or open JupyterLab as it is: .venv/bin/python -m jupyterlab")
-
-
-def make_copies(notebooks: Path, learn: Path) -> list[Path]:
-    """Copy notebooks and exercises without outputs to a learner's folder, but for those that exist; returns the new ones."""
-    from layerlr_helpers.files import write_whole  # here, since check_environment has to come first
-
-    new = []
-    for source in sorted([*notebooks.glob("*.ipynb"), *notebooks.glob("exercises/*.ipynb")]):
-        copy = learn / source.relative_to(notebooks)
-        if copy.exists():
-            continue
-        notebook = nbformat.read(source, as_version=4)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(copy, lambda temporary, notebook=notebook: nbformat.write(notebook, temporary))
-        new.append(copy)
-    return new
 
 
 def has_screen() -> bool:

@@ -2,7 +2,6 @@
 
 import socket
 
-import nbformat
 import pytest
 
 from layerlr_helpers.course import check_environment
@@ -41,23 +40,6 @@ def test_a_screen_is_found_where_there_is_one(monkeypatch, platform, variable, s
         monkeypatch.setenv(variable, ":0")
     monkeypatch.setattr(lab.sys, "platform", platform)
     assert lab.has_screen() is screen
-
-
-def test_a_learner_gets_copies_without_outputs_and_keeps_what_was_written(tmp_path):
-    learn = tmp_path / "learn"
-    new = lab.make_copies(lab.ROOT / "notebooks", learn)
-    names = {path.relative_to(learn).as_posix() for path in new}
-    assert {lab.FIRST, "exercises/02_resnet_param_groups.ipynb"} <= names
-    assert not [name for name in names if "source" in name or "solutions" in name]
-    first = nbformat.read(learn / lab.FIRST, as_version=4)
-    original = nbformat.read(lab.ROOT / "notebooks" / lab.FIRST, as_version=4)
-    assert [cell.source for cell in first.cells] == [cell.source for cell in original.cells]
-    assert not [cell for cell in first.cells if cell.get("outputs") or cell.get("execution_count")]
-
-    (learn / lab.FIRST).write_text("mine")
-    (learn / "exercises" / "02_resnet_param_groups.ipynb").unlink()
-    assert lab.make_copies(lab.ROOT / "notebooks", learn) == [learn / "exercises" / "02_resnet_param_groups.ipynb"]
-    assert (learn / lab.FIRST).read_text() == "mine"
 
 
 def test_the_lab_does_not_open_where_something_is_missing(monkeypatch, capsys):
