@@ -11,7 +11,7 @@ from tests.plumbing import is_hidden, plumbing_characters, plumbing_share
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 COURSE = ["01_layer_lr_theory", "02_resnet_param_groups", "03_lr_scheduling", "04_progressive_unfreezing",
-          "05_layer_adaptive_optimizer", "06_which_way", "07_your_own_data"]
+          "05_layer_adaptive_optimizer", "06_transformers", "07_which_way", "08_your_own_data"]
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 ABSOLUTE = re.compile(r"(?<![\w./:-])(/home/|/work/|/tmp/|/root/|/Users/)|\b[A-Z]:\\+\w")
 

@@ -57,8 +57,8 @@ def quiz(chapter: str) -> None:
     """Show the questions at the end of a chapter. Each click on an option says whether it is right, and why."""
     for number, question in enumerate(questions(chapter), start=1):
         letters = "abcdef"[:len(question["options"])]
-        listed = "\n".join(f"- ({letter}) {option['text']}" for letter, option in zip(letters, question["options"], strict=True))
-        display(Markdown(f"**{number}.** {question['question']}\n\n{listed}"))
+        options = [f"- ({letter}) {option['text']}" for letter, option in zip(letters, question["options"], strict=True)]
+        display(Markdown("\n".join([f"**{number}.** {question['question']}\n", *options])))
         answer = widgets.Output()
         buttons = [widgets.Button(description=letter, layout={"width": "4em"}) for letter in letters]
         for button, option in zip(buttons, question["options"], strict=True):

@@ -134,7 +134,7 @@ _LETTERS = {"per_class": 5, "val_per_class": 5, "test_per_class": 10, "batch_siz
 def surgery_tasks() -> tuple[Task, ...]:
     """New names for the same images, and new images with new names. Frozen stages keep BatchNorm's statistics."""
     return (Task(shifted(_letters(), "permuted", seed=4242), name="permuted", **_LETTERS),
-            digits(name="handwriting", per_class=5, val_per_class=5, test_per_class=64))
+            digits(name="handwriting", per_class=5, test_per_class=64))
 
 
 def input_shifts(task: Task, batch_norm: str) -> Candidates:

@@ -44,7 +44,8 @@ def test_a_right_guess_a_wrong_one_and_none_at_all_are_told(shown):
     row.value = "a"
     reveal("03", 1, "b")
     reveal("03", 2, "(a)")
-    assert said(shown) == ["You predicted (b), and that is **right**.", "You predicted (a), and the answer is (b). Many think so.",
+    assert said(shown) == ["You predicted (b), and that is **right**.",
+                           "You predicted (a), and the answer is (b). Many think so.",
                            "You made no prediction; the answer is (a)."]
 
 
