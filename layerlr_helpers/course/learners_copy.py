@@ -42,11 +42,11 @@ def learners_copy(stored: NotebookNode, chapter: str, asked: list[dict], *, with
     cells = []
     for cell in stored.cells:
         cells.append(without_outputs(cell))
-        if cell.id in guesses:
-            cells.append(folded(f"guess-{cell.id}", [IMPORT, *guesses[cell.id]]))
-        if cell.id in reveals:
+        if cell.id in reveals:  # before the buttons, since a text may answer one question and then ask the next
             cells.append(folded(f"reveal-{cell.id}", reveals[cell.id]))
             cells += stored_result(cell)
+        if cell.id in guesses:
+            cells.append(folded(f"guess-{cell.id}", [IMPORT, *guesses[cell.id]]))
     if asked:
         cells.append(folded("score", [f'score("{chapter}")']))
     if with_quiz:

@@ -29,7 +29,8 @@ def guess(chapter: str, number: int) -> None:
 
 def reveal(chapter: str, number: int, answer: str) -> None:
     """Say whether a guess was right, and if not, why it was tempting. ``answer`` holds the letter: ``"(b), by a little"``."""
-    reasons = predictions(chapter)[number - 1]["reasons"]
+    question = predictions(chapter)[number - 1]
+    reasons = question["reasons"]
     found = re.search(r"\(([a-z])\)|^([a-z])$", answer)
     right = (found[1] or found[2]) if found else None
     guessed = _guessed(chapter, number)
@@ -41,7 +42,8 @@ def reveal(chapter: str, number: int, answer: str) -> None:
         text = f"You predicted ({guessed}), and that is **right**."
     else:
         text = f"You predicted ({guessed}), and {outcome}. {reasons[guessed]}"
-    display(Markdown(text))
+    part = question.get("part", "")
+    display(Markdown(f"{part[:1].upper()}{part[1:]}: {text}" if part else text))
 
 
 def score(chapter: str) -> None:

@@ -46,14 +46,14 @@ def test_a_right_guess_a_wrong_one_and_none_at_all_are_told(shown):
     reveal("03", 2, "(a)")
     assert said(shown) == ["You predicted (b), and that is **right**.",
                            "You predicted (a), and the answer is (b). Many think so.",
-                           "You made no prediction; the answer is (a)."]
+                           "(2): You made no prediction; the answer is (a)."]
 
 
 def test_an_answer_that_was_not_offered_is_told(shown):
     guess("03", 2)
     shown[-1].children[1].value = "b"
     reveal("03", 2, "neither of the two")
-    assert said(shown) == ["You predicted (b), and it was none of the options. Two."]
+    assert said(shown) == ["(2): You predicted (b), and it was none of the options. Two."]
 
 
 def test_the_score_counts_what_was_right_and_a_new_kernel_knows_the_guesses(shown):
@@ -89,7 +89,8 @@ def cells_of(chapter):
 def test_the_predictions_fit_the_notebook(chapter):
     cells = cells_of(chapter)
     ids = [cell.id for cell in cells]
-    asking = {cell.id for cell in cells if cell.cell_type == "markdown" and "**Predict first" in cell.source}
+    asking = {cell.id for cell in cells if cell.cell_type == "markdown"
+              and "(a)" in cell.source.partition("**Predict first")[2]}
     if not predictions(chapter):
         return
     assert {question["cell"] for question in predictions(chapter)} == asking
