@@ -14,7 +14,7 @@ QUIET := TQDM_DISABLE=1
 # Test files side by side. Each process computes on one thread, so that they do not get in each other's way.
 TESTS := $(QUIET) OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help setup lab lab-read check test integrations course notebooks exercises slides bench lint
+.PHONY: help setup lab lab-read check test integrations course notebooks exercises slides cheatsheet bench lint
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make notebooks  run all notebooks and store their outputs in place (for maintainers)"
 	@echo "make exercises  make the exercises and their solutions from notebooks/exercises/source (for maintainers)"
 	@echo "make slides     make the slides of the lessons in build/slides/ (needs npm, which fetches reveal.js)"
+	@echo "make cheatsheet  make the course on two printed pages, build/cheatsheet.pdf"
 	@echo "make bench      measure what the helpers cost and what freezing saves, as ratios"
 	@echo "make lint       check style, imports and spelling"
 
@@ -66,6 +67,9 @@ slides: $(VENV)/ready
 	@command -v npm > /dev/null || { echo "make slides needs npm, for reveal.js; it comes with Node.js"; exit 1; }
 	npm install --silent --no-save --prefix build/reveal reveal.js@6.0.2
 	$(RUN) tools/build_slides.py --reveal $(REVEAL)
+
+cheatsheet: $(VENV)/ready
+	$(RUN) tools/build_cheatsheet.py
 
 bench: $(VENV)/ready
 	$(RUN) benchmarks/overhead.py
