@@ -1,5 +1,6 @@
 """Write the tables of README.md, docs/evidence.md and data/README.md anew: ``python tools/write_tables.py``."""
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -32,12 +33,12 @@ def shifts(folder: Path) -> str:
     return markdown_table(("what trains", *(f"{task}, {which} statistics" for task, which in means)), lines)
 
 
-def ablation(folder: Path) -> str:
-    """LayerAdaptiveLR taken apart, beside AdamW, on each task."""
+def contest(folder: Path, study: str, baseline: str) -> str:
+    """All strategies of a study beside one of them, a table for each task."""
     tables = []
-    for task, rows in recorded("ablation", folder / "results").groupby("task", sort=False):
-        table = differences(rows, "AdamW")
-        tables.append(f"{task}:\n\n{markdown_table(('way to set the rates', *table.columns), table.itertuples(name=None))}")
+    for task, rows in recorded(study, folder / "results").groupby("task", sort=False):
+        table = differences(rows, baseline)
+        tables.append(f"{task}:\n\n{markdown_table(('strategy', *table.columns), table.itertuples(name=None))}")
     return "\n\n".join(tables)
 
 
@@ -88,7 +89,8 @@ def edges(folder: Path) -> str:
 TABLES = {"headlines": lambda folder: markdown(check(folder).query("headline")),
           "claims": claims,
           "shifts": shifts,
-          "ablation": ablation,
+          "ablation": partial(contest, study="ablation", baseline="AdamW"),
+          "sentences": partial(contest, study="text-strategies", baseline="one rate"),
           "heads": heads,
           "peers": peers,
           "edges": edges}
