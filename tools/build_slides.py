@@ -1,9 +1,9 @@
 """Make the slides of the lessons in build/slides/: `make slides` runs this, after it has fetched reveal.js.
 
 A lesson is a Markdown file in docs/teaching/slides/ whose slides are separated by lines of three dashes. A line such as
-`{{01 cell-13}}` stands for what that cell of notebook 01 has stored: its figure, its text, or its table. `{{01 cell-13 source}}`
-stands for the cell's code. So no number on a slide can differ from the notebook. What follows a line `Notes:` is for the
-speaker, who presses S to see it.
+`{{01 cell-13}}` stands for all that this cell of notebook 01 has stored. With one word more it stands for one part of that:
+`{{01 cell-13 figure}}`, `text` or `table`; or for the cell's code: `source`. So no number on a slide can differ from the
+notebook. What follows a line `Notes:` is for the speaker, who presses S to see it. Marks work there too.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = ROOT / "docs" / "teaching" / "slides"
-STORED = re.compile(r"^\{\{(\d\d) ([\w-]+)( source)?\}\}$", re.MULTILINE)
+STORED = re.compile(r"^\{\{(\d\d) ([\w-]+)(?: (\w+))?\}\}$", re.MULTILINE)
 NEEDED = ("reset.css", "reveal.css", "reveal.js", "plugin/notes.js")  # of reveal.js
 PAGE = """<!doctype html>
 <html lang="en">
@@ -31,16 +31,20 @@ PAGE = """<!doctype html>
 <link rel="stylesheet" href="reveal/reset.css">
 <link rel="stylesheet" href="reveal/reveal.css">
 <style>
-.reveal { font: 28px/1.4 system-ui, sans-serif; color: #222; background: white; }
+.reveal { font: 32px/1.4 system-ui, sans-serif; color: #222; background: white; }
 .reveal .slides section { text-align: left; padding: 28px 48px; box-sizing: border-box; height: 720px; }
 .reveal strong { font-weight: bold; } .reveal em { font-style: italic; }
-.reveal h1 { font-size: 52px; margin-top: 180px; } .reveal h2 { font-size: 38px; margin-bottom: 20px; }
+.reveal h1, .reveal h2 { font-weight: normal; }
+.reveal h1 { font-size: 48px; margin: 180px 0 20px; } .reveal h2 { font-size: 38px; margin-bottom: 20px; }
 .reveal p, .reveal ul, .reveal ol, .reveal table { margin-bottom: 16px; } .reveal li { margin-left: 32px; }
-.reveal img { max-width: 100%; max-height: 460px; display: block; margin: 0 auto 12px; }
-.reveal pre { font: 19px/1.35 ui-monospace, monospace; background: #f4f4f4; padding: 12px; margin-bottom: 16px; }
+.reveal img { width: 100%; max-height: 490px; object-fit: contain; display: block; margin: 0 auto 12px; }
+.reveal img:not(:only-of-type) { max-height: 160px; }
+.reveal pre { font: 20px/1.35 ui-monospace, monospace; background: #f4f4f4; padding: 12px; margin-bottom: 16px;
+              white-space: pre-wrap; }
 .reveal code { font-family: ui-monospace, monospace; background: #f4f4f4; }
-.reveal table { font-size: 22px; border-collapse: collapse; }
+.reveal table { font-size: 25px; border-collapse: collapse; }
 .reveal td, .reveal th { padding: 4px 12px; border-bottom: 1px solid #ccc; }
+.reveal .slide-number { font-size: 18px; color: #555; background: none; }
 </style>
 </head>
 <body>
@@ -51,7 +55,7 @@ SLIDES
 <script src="reveal/plugin/notes.js"></script>
 <script>
 Reveal.initialize({ width: 1280, height: 720, margin: 0, center: false, hash: true, transition: "none", slideNumber: "c/t",
-                    plugins: [RevealNotes] });
+                    controls: false, plugins: [RevealNotes] });
 </script>
 </body>
 </html>
@@ -85,37 +89,38 @@ def deck(lesson: str) -> str:
 def section(slide: str) -> str:
     """One slide, with its notes."""
     text, _, notes = slide.partition("\nNotes:")
-    aside = f'<aside class="notes">{to_html(notes)}</aside>' if notes.strip() else ""
+    aside = f'<aside class="notes">{to_html(STORED.sub(stored, notes))}</aside>' if notes.strip() else ""
     return f"<section>\n{to_html(STORED.sub(stored, text))}{aside}\n</section>"
 
 
 def stored(mark: re.Match) -> str:
-    """What a mark stands for: the source of a cell, or all of its outputs."""
-    chapter, cell_id, source = mark.groups()
+    """What a mark stands for: the source of a cell, all of its outputs, or those of one kind."""
+    chapter, cell_id, wanted = mark.groups()
     cells = {cell.id: cell for cell in notebook(chapter).cells}
     if cell_id not in cells:
         raise LookupError(f"{mark[0]}: notebook {chapter} has no cell {cell_id!r}")
     cell = cells[cell_id]
-    if source:
+    if wanted == "source":
         return f"```python\n{cell.source}\n```"
     if cell.cell_type == "markdown":
         return cell.source
-    if not cell.outputs:
-        raise LookupError(f"{mark[0]}: this cell has stored nothing")
-    return "\n\n".join(map(shown, cell.outputs))
+    outputs = [output for kind, output in map(shown, cell.outputs) if wanted in (None, kind)]
+    if not outputs:
+        raise LookupError(f"{mark[0]}: this cell has stored {'no ' + wanted if wanted else 'nothing'}")
+    return "\n\n".join(outputs)
 
 
-def shown(output: NotebookNode) -> str:
-    """An output as Markdown or HTML: the picture, the text or the table."""
+def shown(output: NotebookNode) -> tuple[str, str]:
+    """Which kind of output it is, and the output as Markdown or HTML."""
     data = output.get("data", {})
     if "image/png" in data:
         alt = html.escape(output.metadata.get("image/png", {}).get("alt", ""))
-        return f'<img alt="{alt}" src="data:image/png;base64,{"".join(data["image/png"].split())}">'
+        return "figure", f'<img alt="{alt}" src="data:image/png;base64,{"".join(data["image/png"].split())}">'
     if "text/markdown" in data:
-        return data["text/markdown"]
+        return "text", data["text/markdown"]
     if "text/html" in data:
-        return re.sub(r"<style.*?</style>|\n\s*(?=\n)", "", data["text/html"], flags=re.DOTALL)
-    return f"<pre>{html.escape(strip_ansi(data.get('text/plain') or output.text))}</pre>"
+        return "table", re.sub(r"<style.*?</style>|\n\s*(?=\n)", "", data["text/html"], flags=re.DOTALL)
+    return "text", f"<pre>{html.escape(strip_ansi(data.get('text/plain') or output.text))}</pre>"
 
 
 @cache

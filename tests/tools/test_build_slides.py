@@ -27,7 +27,7 @@ def sizes(page, folder):
     """The height and the width of each slide, in pixels, as a browser lays them out."""
     measured = folder / "measured.html"
     without_reveal = re.sub(r"<script.*?</script>|<link[^>]*>", "", page, flags=re.DOTALL)
-    page = without_reveal.replace("</body>", f"<style>* {{ margin: 0 }}</style>{MEASURE}</body>")
+    page = without_reveal.replace("</body>", f"<style>* {{ margin: 0 }} aside {{ display: none }}</style>{MEASURE}</body>")
     measured.write_text(page, encoding="utf-8")
     done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--dump-dom",
                            "--virtual-time-budget=5000", measured.as_uri()], capture_output=True, text=True, timeout=120)
@@ -38,8 +38,9 @@ def sizes(page, folder):
 def stored(monkeypatch):
     table = new_output("execute_result", {"text/html": "<style>x</style><table><tr><td>1</td></tr></table>", "text/plain": "1"})
     picture = new_output("display_data", {"image/png": "QUJD\n"}, metadata={"image/png": {"alt": 'Two "lines"'}})
-    cells = [new_markdown_cell("A **text**", id="text"), new_code_cell("run()", id="code", outputs=[
-        picture, new_output("display_data", {"text/markdown": "Answer (b): 3 %"}), new_output("stream", text="a < b\n"), table]),
+    answer, line = new_output("display_data", {"text/markdown": "Answer (b): 3 %"}), new_output("stream", text="a < b\n")
+    cells = [new_markdown_cell("A **text**", id="text"),
+             new_code_cell("run()", id="code", outputs=[picture, answer, line, table]),
              new_code_cell("x = 1", id="silent")]
     monkeypatch.setattr(build_slides, "notebook", lambda chapter: new_notebook(cells=cells))
 
@@ -58,7 +59,16 @@ def test_a_mark_stands_for_what_its_cell_has_stored(stored):
     assert re.search(r'<aside class="notes">.*say it slowly', page, re.DOTALL)
 
 
-@pytest.mark.parametrize(("mark", "message"), [("{{01 nothing}}", "no cell 'nothing'"), ("{{01 silent}}", "has stored nothing")])
+@pytest.mark.parametrize(("kind", "its_part"), [("figure", "<img"), ("text", "Answer (b): 3 %"), ("table", "<table>")])
+def test_a_mark_can_stand_for_one_kind_of_output_also_in_the_notes(stored, kind, its_part):
+    parts = {"<img", "Answer (b): 3 %", "a &lt; b", "<table>"}
+    for page in (deck(f"{{{{01 code {kind}}}}}"), deck(f"## One\n\nNotes:\n\n{{{{01 code {kind}}}}}")):
+        slide = page.partition("<section>")[2]
+        assert {part for part in parts if part in slide} == {its_part} | ({"a &lt; b"} if kind == "text" else set())
+
+
+@pytest.mark.parametrize(("mark", "message"), [("{{01 nothing}}", "no cell 'nothing'"), ("{{01 silent}}", "has stored nothing"),
+                                               ("{{01 code sound}}", "has stored no sound")])
 def test_a_mark_that_stands_for_nothing_is_refused(stored, mark, message):
     with pytest.raises(LookupError, match=message):
         deck(mark)
