@@ -50,7 +50,8 @@ def test_the_contract_of_the_course_is_there():
 LOOK = """
 import os, random, sys, warnings
 # What others do on import is their affair (one that nbconvert uses adds a filter for warnings), so they come first.
-import ipywidgets, matplotlib, nbclient, nbconvert, numpy, pandas, sklearn, torch, torchvision, tqdm.auto
+import ipywidgets, lightning, matplotlib, nbclient, nbconvert, numpy, pandas, sklearn, torch, torchvision, tqdm.auto
+import transformers.trainer
 from matplotlib import pyplot
 
 def look():
