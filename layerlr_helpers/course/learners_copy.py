@@ -46,11 +46,11 @@ def learners_copy(stored: NotebookNode, chapter: str, asked: list[dict], *, with
             cells.append(folded(f"reveal-{cell.id}", reveals[cell.id]))
             cells += stored_result(cell)
         if cell.id in guesses:
-            cells.append(folded(f"guess-{cell.id}", [IMPORT, *guesses[cell.id]]))
+            cells.append(folded(f"guess-{cell.id}", guesses[cell.id]))
     if asked:
         cells.append(folded("score", [f'score("{chapter}")']))
     if with_quiz:
-        cells += [new_markdown_cell("## Quiz", id="quiz-title"), folded("quiz", [IMPORT, f'quiz("{chapter}")'])]
+        cells += [new_markdown_cell("## Quiz", id="quiz-title"), folded("quiz", [f'quiz("{chapter}")'])]
     return NotebookNode({**stored, "cells": cells})
 
 
@@ -60,8 +60,9 @@ def without_outputs(cell: NotebookNode) -> NotebookNode:
 
 
 def folded(name: str, lines: list[str]) -> NotebookNode:
-    """A code cell whose source is folded. Its id begins with its name; ids have at most 64 characters."""
-    return new_code_cell("\n".join(lines), id=name[:64], metadata={"tags": ["hide-input"], "jupyter": {"source_hidden": True}})
+    """A code cell whose source is folded, and which works whatever cells ran before. An id has at most 64 characters."""
+    return new_code_cell("\n".join([IMPORT, *lines]), id=name[:64],
+                         metadata={"tags": ["hide-input"], "jupyter": {"source_hidden": True}})
 
 
 def stored_result(cell: NotebookNode) -> list[NotebookNode]:
