@@ -21,7 +21,7 @@ help:
 	@echo "make setup      install everything into .venv, once; every other target does that first"
 	@echo "make lab        open JupyterLab with your own copies of the notebooks, in learn/; PORT=8889 chooses the port"
 	@echo "make lab-read   open the notebooks as they are stored, with all outputs"
-	@echo "make check      check style and imports and run the quick tests, in about a minute"
+	@echo "make check      check style and imports and run the quick tests, in one to two minutes"
 	@echo "make test       run every helper test and execute every notebook"
 	@echo "make integrations  install the libraries that docs/integrations.md is about, and run the tests with them"
 	@echo "make course     run all notebooks in order, write pages to build/course/"
