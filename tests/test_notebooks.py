@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests.pages import broken
 from tests.plumbing import is_hidden, plumbing_characters, plumbing_share
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -151,8 +152,5 @@ def test_it_ends_in_one_printed_line_with_its_result(notebook):
     assert cell is code_cells(notebook)[-1]
 
 
-def test_it_links_only_to_files_that_exist(path, notebook):
-    sources = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", sources)]
-    local = [target for target in targets if target and not re.match(r"[a-z]+:", target)]
-    assert [target for target in local if not (path.parent / target).exists()] == []
+def test_it_links_only_to_files_and_headings_that_exist(path, notebook):
+    assert broken("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"), path) == []
