@@ -9,6 +9,7 @@ import subprocess
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from layerlr_helpers.course.questions import predictions
 from tools import build_slides
 from tools.build_slides import LESSONS, deck
 
@@ -102,3 +103,29 @@ def test_the_lessons_name_cells_that_are_there():
     assert list(LESSONS.glob("*.md"))
     for lesson in LESSONS.glob("*.md"):
         deck(lesson.read_text(encoding="utf-8"))
+
+
+# The predictions that each lesson asks, in order: chapter, number and, of a question with several parts, what the line of the
+# result begins with.
+ASKED = {"lesson-1": [("01", 1), ("01", 3), ("01", 4), ("01", 5), ("01", 6), ("01", 8),
+                      ("01", 9, "Blurred"), ("01", 10, "Ornate"), ("01", 11, "Renumbered"), ("02", 2), ("02", 3), ("02", 7)],
+         "lesson-2": [("03", 1), ("03", 2), ("03", 3), ("03", 4), ("03", 7), ("03", 8),
+                      ("03", 11, "Answer"), ("03", 12, "own best peak"), ("04", 1), ("04", 2), ("04", 3), ("04", 5), ("04", 12)]}
+
+
+def stored_answer(chapter, number, part=""):
+    """The letter that a notebook has stored as the answer to one of its predictions."""
+    question = predictions(chapter)[number - 1]
+    (cell,) = (cell for cell in build_slides.notebook(chapter).cells if cell.id == question["seen"])
+    texts = [cell.source] if cell.cell_type == "markdown" else [text for _, text in map(build_slides.shown, cell.outputs)]
+    return question.get("answer") or re.search(rf"{part}[^\n]*?\(([a-d])\)", "\n".join(texts))[1]
+
+
+@pytest.mark.parametrize("lesson", ASKED)
+def test_slides_and_lesson_give_the_letters_that_the_notebooks_have_stored(lesson):
+    letters = [stored_answer(*asked) for asked in ASKED[lesson]]
+    titles = re.findall(r"^## (\([a-d]\).*)$", (LESSONS / f"{lesson}.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall(r"\(([a-d])\)", " ".join(titles)) == letters
+    results = re.findall(r"^\*\*The result:\*\*(.*?)(?=^$)", (LESSONS.parent / f"{lesson}.md").read_text(encoding="utf-8"),
+                         re.MULTILINE | re.DOTALL)
+    assert re.findall(r"\(([a-d])\)", " ".join(results)) == letters
