@@ -129,3 +129,16 @@ def test_slides_and_lesson_give_the_letters_that_the_notebooks_have_stored(lesso
     results = re.findall(r"^\*\*The result:\*\*(.*?)(?=^$)", (LESSONS.parent / f"{lesson}.md").read_text(encoding="utf-8"),
                          re.MULTILINE | re.DOTALL)
     assert re.findall(r"\(([a-d])\)", " ".join(results)) == letters
+
+
+@pytest.mark.parametrize("lesson", ASKED)
+def test_the_plan_of_a_lesson_adds_up_and_its_sections_and_slides_have_the_same_times(lesson):
+    page = (LESSONS.parent / f"{lesson}.md").read_text(encoding="utf-8")
+    plan = re.findall(r"^\| (\d):(\d\d) \| (\d+) \|", page, re.MULTILINE)
+    starts = [60 * int(hours) + int(minutes) for hours, minutes, _ in plan]
+    assert [start + int(length) for start, (*_, length) in zip(starts, plan, strict=True)] == [*starts[1:], 90]
+    sections = re.findall(r"^## (\d):(\d\d) .*\((\d+) minutes\)$", page, re.MULTILINE)
+    assert set(sections) <= set(plan)
+    slides = re.findall(r"\*\*(\d):(\d\d), (\d+) minutes", (LESSONS / f"{lesson}.md").read_text(encoding="utf-8"))
+    assert set(slides) <= set(plan)
+    assert len(slides) > 10
