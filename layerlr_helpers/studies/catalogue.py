@@ -17,12 +17,22 @@ from layerlr_helpers.diagnostics import relative_gradient_rates
 from layerlr_helpers.images import image_folder
 from layerlr_helpers.naming import check_choice
 from layerlr_helpers.optim import LayerAdaptiveLR
-from layerlr_helpers.param_groups import layer_decay, uniform
+from layerlr_helpers.param_groups import Rates, layer_decay, uniform
 from layerlr_helpers.studies import text_catalogue
-from layerlr_helpers.studies.candidates import GRID, HALVED, at, backbone_and_head, between, line, warmup_and_cosine
+from layerlr_helpers.studies.candidates import (
+    HALVED,
+    LEARNING_RATES,
+    at,
+    backbone_and_head,
+    between,
+    candidate,
+    line,
+    on_grid,
+    warmup_and_cosine,
+)
 from layerlr_helpers.studies.compare import Candidates, Strategy, Task, compare, run
 from layerlr_helpers.studies.results import recorded, winners
-from layerlr_helpers.studies.search import Line, every_candidate
+from layerlr_helpers.studies.search import every_candidate
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 SEED_OF_RATIOS = 100  # none that a study is searched or tested on
@@ -61,27 +71,6 @@ def run_again(study: str, strategies: Sequence[str], *, task: str | None = None,
     return runs.merge(rows[[*key, "accuracy"]].rename(columns={"accuracy": "recorded"}), how="left", on=key)
 
 
-def _ten_strategies(scratch, head, one, pairs, decays, reversals, pulls, **options) -> Candidates:
-    """Return the candidates of ten strategies.
-
-    ``scratch``, ``head`` and ``one`` are rates; ``pairs`` are the rates of backbone and head, ``decays`` and ``reversals`` the
-    highest rate and the decay, and ``pulls`` the rate and the strength of the pull towards the pretrained weights.
-    """
-    return {
-        "from scratch": at(scratch, **options | {"weights": None}),
-        "head only": at(head, plan=recipes.head_only, **options),
-        "uniform": at(one, **options),
-        "two rates": at(pairs, backbone_and_head, **options),
-        "layer decay": at(decays, layer_decay, **options),
-        "reversed decay": at(reversals, recipes.reversed_decay, **options),
-        "gradual": at(pairs, backbone_and_head, plan=recipes.gradual, **options),
-        "gradual, layer decay": at(decays, layer_decay, plan=recipes.gradual, **options),
-        "head, then all": at(pairs, backbone_and_head, plan=recipes.head_then_all, **options),
-        "L2-SP": [Strategy(f"{lr:g}, {strength:g}", uniform(lr), **options | {"optimizer": recipes.l2_sp(strength)})
-                  for lr, strength in pulls],
-    }
-
-
 _digit_images = cache(handwritten_digits)  # for studies of several tasks
 
 
@@ -90,16 +79,39 @@ def digits(**options) -> Task:
     return Task(_digit_images(), **{"steps": 40, "name": "digits, 40 steps", "test_per_class": 75} | options)
 
 
+def pulled(lr: float, strength: float, **options) -> Strategy:
+    """Return L2-SP at one rate for all layers and with this strength of the pull towards the pretrained weights."""
+    return candidate(lr, strength, rates=lambda lr, _: uniform(lr), **options | {"optimizer": recipes.l2_sp(strength)})
+
+
 def strategies(task: Task) -> Candidates:
-    """Ten strategies with six candidates each; two numbers are what :func:`_ten_strategies` says."""
-    return _ten_strategies(
-        scratch=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), head=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-        one=(1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 3e-3),
-        pairs=[(1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 1e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 3e-3)],
-        decays=[(1e-3, 0.5), (1e-3, 0.7), (3e-3, 0.3), (3e-3, 0.5), (3e-3, 0.7), (1e-2, 0.3)],
-        reversals=[(lr, decay) for lr in (1e-3, 3e-3) for decay in (0.7, 0.9, 1.0)],  # 1 is one rate for all
-        pulls=[(lr, strength) for lr in (1e-3, 2e-3) for strength in (1, 3, 10)],
-        optimizer=torch.optim.AdamW)  # as it was recorded, before fused steps were the default
+    """Ten strategies, with six candidates each to begin with.
+
+    Two numbers are the rates of backbone and head, the highest rate and the decay, or the rate and the strength of the pull
+    towards the pretrained weights.
+    """
+    def begin(first: Sequence[tuple[float, ...]], *axes: Sequence[float], rates: Callable[..., Rates] = uniform, **options):
+        adamw = {"optimizer": torch.optim.AdamW}  # as it was recorded, before fused steps were the default
+        return on_grid(partial(candidate, rates=rates, **adamw | options), first, *axes)
+
+    finer = sorted({*LEARNING_RATES, 6e-4, 2e-3})
+    factors = 0.2, 0.3, 0.5, 0.7, 0.9, 1.0  # 1 is one rate for all
+    pairs = [(1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 1e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 3e-3)], LEARNING_RATES, LEARNING_RATES
+    decays = [(1e-3, 0.5), (1e-3, 0.7), (3e-3, 0.3), (3e-3, 0.5), (3e-3, 0.7), (1e-2, 0.3)], LEARNING_RATES, factors
+    reversals = [(lr, factor) for lr in (1e-3, 3e-3) for factor in (0.7, 0.9, 1.0)], LEARNING_RATES, factors
+    return {
+        "from scratch": begin([(lr,) for lr in between(1e-4, 3e-2)], LEARNING_RATES, weights=None),
+        "head only": begin([(lr,) for lr in between(3e-4, 1e-1)], LEARNING_RATES, plan=recipes.head_only),
+        "uniform": begin([(lr,) for lr in finer if 1e-4 <= lr <= 3e-3], finer),
+        "two rates": begin(*pairs, rates=backbone_and_head),
+        "layer decay": begin(*decays, rates=layer_decay),
+        "reversed decay": begin(*reversals, rates=recipes.reversed_decay),
+        "gradual": begin(*pairs, rates=backbone_and_head, plan=recipes.gradual),
+        "gradual, layer decay": begin(*decays, rates=layer_decay, plan=recipes.gradual),
+        "head, then all": begin(*pairs, rates=backbone_and_head, plan=recipes.head_then_all),
+        "L2-SP": on_grid(pulled, [(lr, strength) for lr in (1e-3, 2e-3) for strength in (1, 3, 10)],
+                         finer, (0.01, 0.03, 0.1, 0.3, 1, 3, 10)),
+    }
 
 
 def robustness(task: Task, grid: Sequence[float] = tuple(between(3e-4, 3e-2)), **options) -> Candidates:
@@ -110,9 +122,18 @@ def robustness(task: Task, grid: Sequence[float] = tuple(between(3e-4, 3e-2)), *
 
 def labels(task: Task) -> Candidates:
     """The head alone, one rate, and layer decay."""
-    return {"head only": at(between(3e-3, 3e-2), plan=recipes.head_only),
-            "uniform": at(between(3e-4, 3e-3)),
-            "layer decay": at(between(1e-3, 1e-2), HALVED)}
+    options = {"schedule": warmup_and_cosine}
+    return {"head only": line(1e-3, 1e-1, plan=recipes.head_only, **options),
+            "uniform": line(1e-4, 1e-2, **options),
+            "layer decay": line(3e-4, 3e-2, HALVED, **options)}
+
+
+def label_tasks() -> list[Task]:
+    """From 2 to 50 labels a class, in as many steps or in as many epochs as with 10, where both are the same."""
+    steps, epochs = 40, 8
+    return [digits(per_class=n, name=f"{n} a class, {name}", steps=number, epochs=epochs, autocast=False)
+            for n in (2, 5, 10, 20, 50) for name, number in ((f"{steps} steps", steps), (f"{epochs} epochs", None))
+            if (n, number) != (10, None)]
 
 
 def surgery(task: Task) -> Candidates:
@@ -149,7 +170,7 @@ def input_shifts(task: Task, batch_norm: str) -> Candidates:
         "all": line(3e-5, 1e-3, plan=recipes.everything, **options)}
     if batch_norm == "hold":
         return rows
-    return rows | {"statistics alone": Line(at([0.0], **options), range(1)),  # nothing to choose
+    return rows | {"statistics alone": on_grid(partial(candidate, **options), [(0.0,)], [0.0]),  # nothing to choose
                    "layer decay": line(3e-4, 1e-2, HALVED, **options),
                    "reversed decay": line(3e-4, 1e-2, partial(recipes.reversed_decay, decay=0.5), **options)}
 
@@ -191,25 +212,26 @@ def optimizers(task: Task) -> Candidates:
     return {name: line(lowest, highest, optimizer=optimizer) for name, (optimizer, lowest, highest) in ways.items()}
 
 
-def ablation(task: Task) -> Candidates:
+def ablation(task: Task, **options) -> Candidates:
     """LayerAdaptiveLR with a ratio for each tensor, for each stage or for the whole network, and with a schedule in its place.
 
     The *fixed schedule* takes the same direction without a ratio, and multiplies its rate at each step by the ratio that the
     whole network had at that step of another run, at the same rate.
     """
-    ways = {"AdamW": line(1e-4, 3e-3, schedule=warmup_and_cosine),
-            "AdamW, constant rate": line(3e-5, 1e-3, schedule=None)}
+    options = {"schedule": warmup_and_cosine, **options}
+    ways = {"AdamW": line(1e-4, 3e-3, **options), "AdamW, constant rate": line(3e-5, 1e-3, **options | {"schedule": None})}
     for direction, name, start in (("adam", "Adam direction", (3e-4, 1e-2)), ("momentum", "momentum", (3e-2, 1.0))):
         adaptive = partial(LayerAdaptiveLR, direction=direction)
         without_ratio = partial(adaptive, ratio_range=(1.0, 1.0))
         for pool, optimizer in (("a ratio a tensor", adaptive),
                                 ("a ratio a stage", partial(adaptive, pool="group")),
                                 ("one ratio", recipes.in_one_group(partial(adaptive, pool="group")))):
-            ways[f"{name}, {pool}"] = line(*start, optimizer=optimizer, schedule=warmup_and_cosine)
-        low, high = (GRID.index(lr) for lr in start)
-        ways[f"{name}, fixed schedule"] = Line([replace(each, optimizer=without_ratio, schedule=_with_ratios_of(each, task))
-                                                for each in ways[f"{name}, one ratio"].candidates], range(low, high + 1))
-    return ways | {"momentum, no ratio": line(3e-2, 1.0, optimizer=without_ratio, schedule=warmup_and_cosine)}
+            ways[f"{name}, {pool}"] = line(*start, optimizer=optimizer, **options)
+        ratios = ways[f"{name}, one ratio"]
+        ways[f"{name}, fixed schedule"] = replace(ratios, candidates={
+            place: replace(each, optimizer=without_ratio, schedule=_with_ratios_of(each, task))
+            for place, each in ratios.candidates.items()})
+    return ways | {"momentum, no ratio": line(3e-2, 1.0, optimizer=without_ratio, **options)}
 
 
 def _with_ratios_of(strategy: Strategy, task: Task) -> Callable[[Optimizer, int], LRScheduler]:
@@ -260,11 +282,23 @@ def automatic(task: Task) -> Candidates:
 
 def photo_strategies(task: Task) -> Candidates:
     """Ten strategies with four candidates each, from a network that torchvision trained on ImageNet."""
+    def given(numbers: Sequence[tuple[float, ...]], rates: Callable[..., Rates], **options) -> list[Strategy]:
+        return [candidate(*each, rates=rates, weights="DEFAULT", **options) for each in numbers]
+
+    pairs = [(3e-5, 1e-3), (1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 3e-3)]
     decays = [(1e-4, 0.7), (3e-4, 0.7), (1e-3, 0.7), (1e-3, 0.5)]
-    return _ten_strategies(
-        scratch=between(3e-4, 1e-2), head=between(1e-3, 3e-2), one=between(3e-5, 1e-3),
-        pairs=[(3e-5, 1e-3), (1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 3e-3)], decays=decays, reversals=decays,
-        pulls=[(1e-4, 10), (3e-4, 10), (1e-3, 3), (1e-3, 10)], weights="DEFAULT")
+    return {
+        "from scratch": at(between(3e-4, 1e-2), weights=None),
+        "head only": at(between(1e-3, 3e-2), plan=recipes.head_only, weights="DEFAULT"),
+        "uniform": at(between(3e-5, 1e-3), weights="DEFAULT"),
+        "two rates": given(pairs, backbone_and_head),
+        "layer decay": given(decays, layer_decay),
+        "reversed decay": given(decays, recipes.reversed_decay),
+        "gradual": given(pairs, backbone_and_head, plan=recipes.gradual),
+        "gradual, layer decay": given(decays, layer_decay, plan=recipes.gradual),
+        "head, then all": given(pairs, backbone_and_head, plan=recipes.head_then_all),
+        "L2-SP": [pulled(lr, strength, weights="DEFAULT") for lr, strength in ((1e-4, 10), (3e-4, 10), (1e-3, 3), (1e-3, 10))],
+    }
 
 
 def photo_tasks(folders: Mapping[str, str], architecture: str = "resnet18") -> list[Task]:
@@ -284,7 +318,7 @@ STUDIES = {
     "robustness": Study("How wide is the range of good rates, with and without layer decay?", lambda: [digits()], robustness,
                         choose=False),
     "labels": Study("With how many labels does the strategy matter?",
-                    lambda: [digits(per_class=n, name=f"{n} a class") for n in (2, 5, 10, 20, 50)], labels),
+                    label_tasks, labels),
     "surgery": Study("Which stage should be tuned when the names are new?", surgery_tasks, surgery),
     "input-shifts": Study("Which stage should be tuned when the images change, while BatchNorm's statistics follow them?",
                           input_shift_tasks, partial(input_shifts, batch_norm="statistics")),

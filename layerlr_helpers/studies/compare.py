@@ -111,7 +111,7 @@ def compare(strategies: Sequence[Strategy] | Candidates, task: Task, *, seeds: I
         strategies: the strategies; or a mapping from the name of each to its candidates, as many for each strategy.
             Each is tried on the validation images of two seeds, the best few on three more (successive halving,
             Jamieson and Talwalkar, 2016); the one with the best mean accuracy (the lower loss breaks a tie) is chosen, and
-            then run on each seed. Candidates in a :class:`Line` become more if the best would else be the last of them.
+            then run on each seed. Candidates on a :class:`Grid` become more until all neighbours of the best were tried.
         split: what the runs on ``seeds`` are scored on. Choose rates with ``"validation"`` and report once with ``"test"``.
         choose: False runs every candidate on every seed, to see how much depends on the rates.
         finalists: how many of a strategy's candidates are tried on five seeds; 0 chooses after two.

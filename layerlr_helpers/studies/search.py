@@ -19,20 +19,20 @@ class Named(Protocol):
 
 
 @dataclass(frozen=True)
-class Line(Sequence[Named]):
-    """Candidates in the order of one number, such as the rate, of which the search begins with a few.
+class Grid(Sequence[Named]):
+    """Candidates on a grid of one number or more, such as the rate and the decay, of which the search begins with a few.
 
-    As a sequence it is those that the search begins with. If the best of them is the lowest or the highest that was tried,
-    the search takes the next one as well, until the best lies inside. A line of one candidate says that there is nothing to
+    As a sequence it is those that the search begins with. The search goes on until all neighbours of the best candidate have
+    been tried, so that the best is at no edge but that of the grid. A grid of one candidate says that there is nothing to
     choose.
 
     Attributes:
-        candidates: all of them, in order.
+        candidates: all of them, by their position along each axis.
         first: the positions of those to begin with.
     """
 
-    candidates: Sequence[Named]
-    first: range
+    candidates: Mapping[tuple[int, ...], Named]
+    first: Sequence[tuple[int, ...]]
 
     def __getitem__(self, index: int) -> Named:
         return self.candidates[self.first[index]]
@@ -40,10 +40,16 @@ class Line(Sequence[Named]):
     def __len__(self) -> int:
         return len(self.first)
 
+    def next_to(self, name: str) -> list[str]:
+        """Return the names of those that are one step along one axis from a candidate."""
+        here = next(position for position, each in self.candidates.items() if each.name == name)
+        return [each.name for position, each in self.candidates.items()
+                if sum(abs(there - i) for there, i in zip(position, here, strict=True)) == 1]
+
 
 def every_candidate(given: Sequence[Named]) -> Sequence[Named]:
-    """Return all candidates of a strategy, also those of a :class:`Line` that the search does not begin with."""
-    return given.candidates if isinstance(given, Line) else given
+    """Return all candidates of a strategy, also those of a :class:`Grid` that the search does not begin with."""
+    return list(given.candidates.values()) if isinstance(given, Grid) else given
 
 
 def search(strategies: Mapping[str, Sequence[Named]], validate: Callable[[Sequence[tuple]], pd.DataFrame],
@@ -58,31 +64,25 @@ def search(strategies: Mapping[str, Sequence[Named]], validate: Callable[[Sequen
     while True:
         searched = validate(_runs(tried, SEARCH_SEEDS))
         best = winners(searched)
-        if finalists and not _one_further(strategies, tried, best):
+        if finalists and not _neighbours(strategies, tried, best):
             for name, rows in searched.groupby("strategy", sort=False):
                 in_final[name] = list(dict.fromkeys([*in_final[name], *ranked(rows)["rates"][:finalists]]))
             best = winners(validate(_runs(in_final, SEARCH_SEEDS + FINAL_SEEDS)))
-        if not (further := _one_further(strategies, tried, best)):
+        if not (further := _neighbours(strategies, tried, best)):
             return best
-        tried |= further
+        tried = {name: [*rates, *further.get(name, ())] for name, rates in tried.items()}
 
 
 def _runs(candidates: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[tuple]:
     return [(name, rates, seed) for name in candidates for rates in candidates[name] for seed in seeds]
 
 
-def _one_further(strategies: Mapping[str, Sequence[Named]], tried: Mapping[str, Sequence[str]],
-                 best: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return, for each strategy whose best candidate is the last on its line that was tried, those and the next one."""
-    further = {}
-    for name, rates in tried.items():
-        if isinstance(strategies[name], Line):
-            line = [each.name for each in strategies[name].candidates]
-            low, high = line.index(rates[0]), line.index(rates[-1])
-            wider = line[max(low - (best[name] == rates[0]), 0):high + 1 + (best[name] == rates[-1])]
-            if len(wider) > len(rates):
-                further[name] = wider
-    return further
+def _neighbours(strategies: Mapping[str, Sequence[Named]], tried: Mapping[str, Sequence[str]],
+                best: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return, for each strategy on a grid, the neighbours of its best candidate that were not tried."""
+    near = {name: [rates for rates in given.next_to(best[name]) if rates not in tried[name]]
+            for name, given in strategies.items() if isinstance(given, Grid)}
+    return {name: rates for name, rates in near.items() if rates}
 
 
 def check_fair(strategies: Sequence[Named] | Mapping[str, Sequence[Named]]) -> None:
@@ -90,7 +90,7 @@ def check_fair(strategies: Sequence[Named] | Mapping[str, Sequence[Named]]) -> N
     if not isinstance(strategies, Mapping):
         return
     numbers = {name: len(given) for name, given in strategies.items()
-               if not (isinstance(given, Line) and len(given.candidates) == 1)}
+               if not (isinstance(given, Grid) and len(given.candidates) == 1)}
     if len(set(numbers.values())) > 1:
         raise ValueError("a fair search has as many candidates for one strategy as for another, got "
                          + ", ".join(f"{number} for {name}" for name, number in numbers.items()))
