@@ -27,15 +27,18 @@ class LayerAdaptiveLR(Optimizer):
     With Adam's bias-corrected moments m and v of the gradient, a layer l steps by ``lr * k_l * d``, where
     ``k_l = mean over the layer of |m| / (sqrt(v) + eps)`` lies between 0 (its gradient is noise, which averages out)
     and about 1 (it keeps its sign and size; above 1 only while gradients grow), clamped to ``ratio_range``. Weight decay
-    is decoupled, as in AdamW. It can be put in the place of ``torch.optim.Adam``; choose its ``lr`` anew: about that of Adam
-    times 3 for "adam" and "adam_mini", far higher for "momentum", whose step is as large as the gradient.
+    is decoupled, as in AdamW. It can be put in the place of ``torch.optim.Adam``, but needs an ``lr`` of its own:
+    ``direction`` says where to start.
 
     Args:
         params: parameters, named parameters or parameter groups. Every option can be set in a group.
         lr, betas, eps, weight_decay: as in AdamW (Loshchilov and Hutter, 2019); ``lr`` is the rate before the ratio.
-        direction: ``"momentum"``: d = m, so a layer's step grows with its gradient. ``"adam"``: d = m/(sqrt(v)+eps)
-            (Kingma and Ba, 2015). ``"adam_mini"``: d = m/(sqrt(mean of v over the layer)+eps), the block rule of
-            Adam-mini (Zhang et al., 2025), which stores one number for each tensor in place of v.
+            Always set it, since the default is Adam's.
+        direction: what d is, and so which ``lr`` to start from.
+            ``"momentum"``: d = m, so a layer's step grows with its gradient. Start at 30 times the rate of SGD with momentum.
+            ``"adam"``: d = m/(sqrt(v)+eps) (Kingma and Ba, 2015). Start at 3 times the rate of AdamW.
+            ``"adam_mini"``: d = m/(sqrt(mean of v over the layer)+eps), the block rule of Adam-mini (Zhang et al., 2025),
+            which stores one number for each tensor in place of v. Start at 3 times the rate of AdamW.
         pool: what a layer is: each ``"tensor"`` on its own, or all tensors of a parameter ``"group"`` together.
         ratio_range: lowest and highest ratio.
         foreach, fused: which implementation to use, as in Adam; None takes the fastest one that fits: block by block

@@ -96,7 +96,7 @@ def _check_even_movement(answer) -> None:
     require_function(answer)
     for shapes, goal in (({"conv": (16, 3, 3, 3), "fc": (10, 16)}, 0.01),
                          ({"first": (40, 8), "middle": (30, 40), "last": (3, 30)}, 0.004)):
-        layers = {name: torch.randn(shape) * 0.03 * 4 ** i for i, (name, shape) in enumerate(shapes.items())}
+        layers = {name: (torch.randn(shape) + 0.5) * 0.03 * 4 ** i for i, (name, shape) in enumerate(shapes.items())}
         rates = answer({name: weight.clone() for name, weight in layers.items()}, goal)
         if not (isinstance(rates, dict) and rates.keys() == layers.keys() and all(map(_is_rate, rates.values()))):
             raise Wrong(f"the function has to return a dictionary with a rate above 0 for each of {', '.join(layers)}, and it "
@@ -112,6 +112,10 @@ def _is_rate(value: object) -> bool:
 def _check_first_step(rates: dict[str, float], layers: dict[str, Tensor], goal: float) -> None:
     moved = _moved_by_first_step(rates, layers)
     size = {name: weight.square().mean().sqrt() for name, weight in layers.items()}
+    for correction in (0, 1):  # numpy's standard deviation, and torch's
+        spread = {name: goal * weight.std(correction=correction) for name, weight in layers.items()}
+        require(not same(moved, _moved_by_first_step(spread, layers), tolerance=1e-3),
+                "you are close: the standard deviation subtracts the mean first, and a length does not")
     require_same(moved, dict.fromkeys(layers, goal), {
         hint: _moved_by_first_step(wrong, layers) for hint, wrong in {
             "all layers have the same rate, so those with small weights move further": dict.fromkeys(layers, goal),
@@ -168,6 +172,9 @@ def _check_blend(found: dict[str, Tensor], start: nn.Module, batches: list[Tenso
     old, new = _statistics(start), _statistics(_measured(start, batches))
     if same(found, blend(_statistics(_measured(start, [torch.cat(batches)]))), tolerance=1e-3):  # one large batch is as good
         return
+    one_dimensional = any(isinstance(module, nn.BatchNorm1d) for module in start.modules())
+    require(not one_dimensional or share == 1 or not (same(found, old) or same(found, new, tolerance=1e-3)),
+            "some BatchNorm layers are not blended: there is BatchNorm1d, too, and a layer may sit in a module of the model")
     require_same(found, blend(new), {
         "the statistics are still the old ones. BatchNorm measures in train mode only, and the blend has to end up in the "
         "model's own running_mean and running_var": old,
@@ -216,7 +223,8 @@ def _check_choice(answer) -> None:
     require_function(answer)
     for best, held, tested, easy, lucky, close in (("layer1", "layer4", "head", "layer3", "stem", "layer2"),
                                                    ("layer3", "stem", "layer1", "head", "layer4", "layer2"),
-                                                   ("all", "layer2", "layer4", "stem", "layer1", "head")):
+                                                   ("all", "layer2", "layer4", "stem", "layer1", "head"),
+                                                   ("layer2", "head", "stem", "layer2", "layer1", "layer3")):
         _check_chosen(answer, _trial_runs(best, held, tested, easy, lucky, close))
 
 
@@ -237,24 +245,29 @@ def _check_chosen(answer, rows: pd.DataFrame) -> None:
         "that is the stage of the best single run. One lucky seed is not enough; take the mean over the seeds":
             rows[follow & validation].set_index("stage")["accuracy"].idxmax(),
         "on these rows no single stage is ahead of training all of them, so the answer is \"all\"": gain.drop("all").idxmax(),
+        "you dropped the seeds on which some stage is missing; use all seeds of each stage":
+            _gains(rows[follow & validation], complete=True).idxmax(),
     }, f"on the same seeds {found} is {100 * gain[found]:+.1f} points from \"all\" in the mean, and another choice has "
        f"{100 * gain.max():+.1f}")
 
 
-def _gains(rows: pd.DataFrame) -> pd.Series:
-    """Each stage's mean difference from all stages, seed by seed."""
+def _gains(rows: pd.DataFrame, *, complete: bool = False) -> pd.Series:
+    """Each stage's mean difference from all stages, seed by seed; on request only over the seeds that every stage has."""
     accuracy = rows.pivot_table(index="seed", columns="stage", values="accuracy")
+    if complete:
+        accuracy = accuracy.dropna()
     return accuracy.sub(accuracy["all"], axis=0).mean()
 
 
 def _trial_runs(best: str, held: str, tested: str, easy: str, lucky: str, close: str) -> pd.DataFrame:
     """Runs of five seeds in which ``best`` is ahead, and each of the others looks ahead to somebody who makes one mistake.
 
-    ``held`` is ahead with held statistics, ``tested`` in the test rows, ``easy`` was tried on easy seeds only, ``lucky`` has
-    one very good run, and ``close`` is the best of the stages if ``best`` is ``"all"``.
+    ``held`` is ahead with held statistics, ``tested`` in the test rows, ``easy`` was tried on easy seeds only (and may be
+    ``best``), ``lucky`` has one very good run, and ``close`` is ahead on the seeds of ``easy``, and the best of the stages if
+    ``best`` is ``"all"``.
     """
     ease = {0: 0.40, 1: 0.50, 2: 0.45, 3: 0.62, 4: 0.66}
-    from_all = dict.fromkeys(STAGES, -0.06) | {close: -0.005, easy: -0.01, best: 0.03, "all": 0.0}
+    from_all = dict.fromkeys(STAGES, -0.06) | {easy: -0.01, best: 0.03, "all": 0.0}
     rows = []
     for split, statistics in (("validation", "follow"), ("validation", "held"), ("test", "follow")):
         for seed in ease:
@@ -262,7 +275,9 @@ def _trial_runs(best: str, held: str, tested: str, easy: str, lucky: str, close:
                 if stage == easy and seed < 3:
                     continue
                 if stage == lucky:
-                    difference = 0.15 if seed == 4 else -0.08
+                    difference = 0.15 if seed == 4 else -0.12
+                if stage == close:
+                    difference = 0.05 if seed >= 3 else -0.04
                 if (stage, statistics) == (held, "held") or (stage, split) == (tested, "test"):
                     difference = 0.3
                 rows.append({"stage": stage, "split": split, "statistics": statistics, "seed": seed,

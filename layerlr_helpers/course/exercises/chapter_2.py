@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from layerlr_helpers.course.exercises.exercise import Exercise, Wrong, require, require_function, require_same, same, weights_of
+from layerlr_helpers.course.exercises.exercise import Exercise, require, require_function, require_same, same, weights_of
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18
 
@@ -81,7 +81,7 @@ def _check_trained(answer, start: nn.Module) -> None:
             after(_loop("backward", "step")),
         "the step comes before the gradient of its batch, so it uses that of the batch before":
             after(_loop("step", "zero_grad", "backward")),
-        "the model is still in eval mode, in which BatchNorm uses its stored statistics; call model.train() first":
+        "the model is in eval mode all the time, so BatchNorm uses its stored statistics and never updates them":
             after(_loop("zero_grad", "backward", "step"), training=False),
     }, "the weights are not those after one step for each batch, with the gradient of that batch only", tolerance=1e-5)
 
@@ -103,12 +103,14 @@ def _check_same_pull(answer) -> None:
     require_function(answer)
     for rates, weight_decay in (([1e-4, 1e-3, 1e-2], 0.05), ([3e-3, 3e-3, 6e-3, 2e-2], 0.2)):
         groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": lr, "weight_decay": weight_decay} for lr in rates]
-        groups = answer(groups) or groups  # changed in place, or returned
-        require(isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
-                and [group["lr"] for group in groups] == rates,
+        returned = answer(groups)
+        require([group["lr"] for group in groups] == rates,
                 "the groups have to keep their rates; only the weight decay changes")
+        decays = [group["weight_decay"] for group in groups]
+        require(not isinstance(returned, list) or returned is groups or decays != [weight_decay for _ in rates],
+                "the groups that the function got are as they were. Change these, since the optimizer knows nothing of a copy")
         head = rates[-1]
-        require_same([group["weight_decay"] for group in groups], [weight_decay * head / lr for lr in rates], {
+        require_same(decays, [weight_decay * head / lr for lr in rates], {
             "nothing has changed: the pull lr · weight_decay still is proportional to the rate": [weight_decay for _ in rates],
             "it is the wrong way round: now the layers with low rates are pulled even less":
                 [weight_decay * lr / head for lr in rates],
@@ -131,29 +133,59 @@ def _check_decay_for_other_depths(answer) -> None:
            f"depth {other} your decay gives it another share")
 
 
-def _check_loose_parameters(answer) -> None:
+def _check_held_in_vain(answer) -> None:
     require_function(answer)
-    for make in (TwoBranches, lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))):
-        names = [name for name, _ in make().named_parameters()]
-        for missing in ([], names[:1], names[-2:], names[1:]):
-            _check_names(answer, make(), missing)
+    cases = _changed_models()
+    found = [answer(optimizer, model) for optimizer, model in cases.values()]
+    for number in found:
+        require(isinstance(number, int) and not isinstance(number, bool),
+                f"the function has to return a whole number, and it returned {number!r}")
 
+    def counted(count: Callable[[list[Tensor], list[Tensor]], int], groups: slice = slice(None)) -> list[int]:
+        return [count([p for group in optimizer.param_groups[groups] for p in group["params"]], list(model.parameters()))
+                for optimizer, model in cases.values()]
 
-def _check_names(answer, model: nn.Module, missing: list[str]) -> None:
-    parameters = dict(model.named_parameters())
-    first, *others = [p for name, p in parameters.items() if name not in missing]
-    groups = [{"params": [first]}, *([{"params": others}] if others else [])]
-    found = answer(model, torch.optim.SGD(groups, lr=0.1))
-    if not isinstance(found, list | set | tuple):
-        raise Wrong(f"the function has to return a list of names, and it returned {found!r}")
-    require_same(sorted(map(str, found)), sorted(missing), {
-        "these are the names of what the optimizer has; which of the model's parameters are not among them?":
-            sorted(parameters.keys() - set(missing)),
+    right = counted(lambda held, own: len(_without(held, own)))
+    missed = [f"{case}: the optimizer holds {wanted} tensors in vain, and the function said {number}"
+              for case, wanted, number in zip(cases, right, found, strict=True) if number != wanted]
+    require_same(found, right, {
+        "these are the model's parameters that the optimizer lacks; here it is the other way round":
+            counted(lambda held, own: len(_without(own, held))),
+        "it compares numbers, and a fresh BatchNorm holds the same ones as the old. Compare with `is` or by id":
+            counted(lambda held, own: sum(not any(torch.equal(p, q) for q in own) for p in held)),
+        "it compares shapes, and a new layer can have the shape of the old one. Compare with `is` or by id":
+            counted(lambda held, own: sum(p.shape not in {q.shape for q in own} for p in held)),
+        "two lengths do not tell: if the head is replaced by one of the same size, both lists are equally long":
+            counted(lambda held, own: len(held) - len(own)),
         "it looks into the first group only; an optimizer can have several":
-            sorted(name for name, p in parameters.items() if p is not first),
-        "it finds nothing, although parameters are missing": [],
-    }, f"of {', '.join(parameters)} the optimizer lacks {', '.join(missing) or 'none'}, and the function said "
-       f"{', '.join(map(str, found)) or 'none'}. Compare parameters with `is` or by their id, since == compares their numbers")
+            counted(lambda held, own: len(_without(held, own)), slice(1)),
+        "it counts the numbers in the tensors; count the tensors":
+            counted(lambda held, own: sum(p.numel() for p in _without(held, own))),
+        "it counts all tensors of the optimizer, also those that the model still has": counted(lambda held, own: len(held)),
+        "it finds nothing, although some models have changed": counted(lambda held, own: 0),
+    }, "; ".join(missed[:1]))
+
+
+def _without(tensors: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+    return [p for p in tensors if not any(p is q for q in others)]
+
+
+def _changed_models() -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
+    """Models that were changed after their optimizers were made, or not, with these optimizers."""
+    def case(new: Callable[[], dict[str, nn.Module]], left_out: int = 0) -> tuple[torch.optim.Optimizer, nn.Module]:
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+        first, second, *others, weight, bias = list(model.parameters())[left_out:]
+        optimizer = torch.optim.SGD([{"params": [first, second]}, {"params": others}, {"params": [weight, bias]}], lr=0.1)
+        for name, module in new().items():
+            setattr(model, name, module)
+        return optimizer, model
+
+    return {"nothing was replaced": case(dict),
+            "the head was replaced": case(lambda: {"4": nn.Linear(8, 2)}),
+            "the head was replaced by one without a bias": case(lambda: {"4": nn.Linear(8, 2, bias=False)}),
+            "a BatchNorm was replaced by a fresh one": case(lambda: {"1": nn.BatchNorm1d(8)}),
+            "the first layer and the head were replaced": case(lambda: {"0": nn.Linear(4, 8), "4": nn.Linear(8, 3)}),
+            "the first layer was not given to the optimizer": case(dict, left_out=2)}
 
 
 EXERCISES = {
@@ -161,13 +193,16 @@ EXERCISES = {
                     "each group knows its depth: 0 for the head, 1 for the layer before it. Take one factor of the decay for "
                     "each level.", "That is all of layer_decay."),
     "2.2": Exercise("A loop that never learns", _check_training_loop,
-                    "follow one batch through the loop, and ask after each line: what is in p.grad now?"),
+                    "follow one batch through the loop, and ask after each line: what is in p.grad now? And in which mode is "
+                    "the model?"),
     "2.3": Exercise("The same pull for all layers", _check_same_pull,
                     "AdamW multiplies a weight by 1 - lr · weight_decay. At another lr, which weight decay gives the same?",
-                    "A schedule multiplies all rates alike, so the pulls stay equal during the run."),
+                    "The pulls stay equal under every schedule that multiplies all rates alike (notebook 03)."),
     "2.4": Exercise("The same decay, counted in other layers", _check_decay_for_other_depths,
                     "write down the first layer's share of the head's rate, once for each depth, and make the two equal.",
                     "A decay means little unless you also say which layers it counts."),
-    "2.5": Exercise("Which parameters did the optimizer not get?", _check_loose_parameters,
-                    "optimizer.param_groups is a list of dictionaries, and each has a list under \"params\"."),
+    "2.5": Exercise("What does the optimizer hold in vain?", _check_held_in_vain,
+                    "left_out in the notebook goes through the model and asks what the optimizer lacks. Which of the two do "
+                    "you have to go through here?",
+                    "If your function gives more than 0, the model was changed after the optimizer was made."),
 }

@@ -64,6 +64,8 @@ def _check_curve(found: list, total: int, warmup: int, floor: float) -> None:
             curve(lambda step: floored(step / total)),
         "the cosine begins where it should, but it does not get to its end. How many steps does the warm-up leave for it?":
             curve(lambda step: floored((step - warmup) / total)),
+        "your fall ends at step total_steps - 1; let it end one step later":
+            curve(lambda step: floored((step - warmup) / (total - 1 - warmup))),
         "that is a whole wave, which rises again; half a wave was asked for": curve(lambda step: floored(2 * part(step))),
         "after the warm-up the factor falls in a straight line": curve(lambda step: 1 - (1 - floor) * part(step)),
         "the floor is not used, so the factor falls to 0": curve(lambda step: cosine(part(step))),
@@ -81,7 +83,7 @@ def _check_curve(found: list, total: int, warmup: int, floor: float) -> None:
 def _first_difference(found: Sequence, expected: Sequence[float]) -> str:
     """Where two lists of numbers begin to differ, in words."""
     step = next((step for step, value in enumerate(expected) if not same(found[step], value)), 0)
-    return f"step {step} has to give {expected[step]:.4g}, and yours gives {found[step]}"
+    return f"step {step} has to give {expected[step]:.6g}, and yours gives {found[step]}"
 
 
 def _check_floor(answer) -> None:
@@ -221,12 +223,14 @@ def _check_drift(answer) -> None:
     falling = [lambda step: 1.0, lambda step: 1 / (1 + step / 10), lambda step: 1.0]
     away_and_back = [lambda step: 1.0, lambda step: 1.0 + (step % 20) / 10]
     plan = UnfreezePlan({"c": 0, "b": 5, "a": 12})
+    apart = pd.DataFrame({"stem": [1e-3, 2e-3], "layer1": [2e-3, 1e-3], "head": [4e-3, 4e-3]})
     for rates in (preview(_groups(1e-4, 1e-2), partial(CosineAnnealingLR, T_max=40, eta_min=1e-5), 40),
                   preview(_groups(1e-4, 1e-3, 1e-2), partial(LambdaLR, lr_lambda=falling), 20),
                   preview(_groups(1e-3, 1e-2), partial(LambdaLR, lr_lambda=away_and_back), 41),
                   preview(_groups(1e-2, 1e-3, 1e-4), partial(CosineAnnealingLR, T_max=30, eta_min=2e-5), 25),
                   preview(_groups(2e-4, 6e-4, 3e-3), partial(CosineAnnealingLR, T_max=20, eta_min=1e-4), 20, plan=plan),
-                  preview(_groups(3e-4, 3e-3), partial(StepLR, step_size=5), 20)):
+                  preview(_groups(3e-4, 3e-3), partial(StepLR, step_size=5), 20),
+                  apart, apart[["head", "stem", "layer1"]]):
         found = answer(rates.copy())
         if isinstance(found, bool | np.bool_) or np.asarray(found).size != 1:
             raise Wrong(f"the function has to return one number, and it returned {found}")
@@ -249,7 +253,12 @@ def _check_drift_of(found, rates: pd.DataFrame) -> None:
     def end_over_start(ratio: pd.Series) -> float:
         return ratio.iloc[-1] / ratio.iloc[0]
 
+    first, *_, last = rates
     require_same(found, largest(spread), {
+        "all groups are compared with the last one only; take all pairs":
+            largest(spread, [pair for pair in ratios if last in pair]),
+        "all groups are compared with the first one only; take all pairs":
+            largest(spread, [pair for pair in ratios if first in pair]),
         "that compares the last step with the first. A ratio can also go away and come back":
             largest(lambda ratio: max(end_over_start(ratio), 1 / end_over_start(ratio))),
         "that divides the ratio at the last step by that at the first. A ratio can also fall, or come back":
@@ -259,7 +268,7 @@ def _check_drift_of(found, rates: pd.DataFrame) -> None:
         "that is the largest ratio itself. Groups with different rates have a large ratio all the time; how much does it "
         "change?": largest(lambda ratio: ratio.max()),
         "only the first and the last group are compared; take all pairs":
-            spread(ratios[rates.columns[0], rates.columns[-1]]),
+            spread(ratios[first, last]),
         "only groups that are neighbours are compared; take all pairs": largest(spread, pairwise(rates)),
         "that is a difference of ratios; divide the largest by the smallest, so that 1 means no drift":
             largest(lambda ratio: ratio.max() - ratio.min()),
@@ -284,6 +293,6 @@ EXERCISES = {
                     "how many calls of schedule.step() come before the first optimizer.step(), how many before the second, and "
                     "so on? It has to be 0, 1, 2 …", "Each rate of the schedule is now used once, in its turn."),
     "3.5": Exercise("Do the ratios drift?", _check_drift,
-                    "combinations(rates, 2) gives all pairs of columns. rates.where(rates > 0) turns a rate of 0 into a "
-                    "missing value, which max and min leave out.", "This is the notebook's ratio_drift."),
+                    "the setup imports combinations. And max and min leave missing values out, so turn each rate of 0 into "
+                    "one first.", "This is the notebook's ratio_drift."),
 }

@@ -49,8 +49,8 @@ def _why_it_moved(frozen: list[nn.Parameter]) -> str:
         return ("parameters outside the head still require gradients, and they train. Setting an attribute requires_grad on a "
                 "module makes a new attribute that nobody reads")
     if any(p.grad is not None and not p.grad.any() for p in frozen):
-        return ("parameters outside the head require no gradient, and yet they move. Their gradient is zero, so the optimizer "
-                "does not pass over them: its momentum and its weight decay go on")
+        return ("parameters outside the head require no gradient, and yet they move. What is in their .grad when the "
+                "optimizer steps, and which value would it pass over?")
     return ("parameters outside the head require no gradient, and yet they move: at a step, the gradient from the training "
             "before was still there")
 
@@ -107,10 +107,14 @@ def _listed(answer: object) -> str:
 
 
 def _names(found: object) -> list[str] | None:
-    """Names in any order and in any collection, sorted."""
+    """Names in any order and in any collection, sorted; one that is there twice stays twice."""
     if isinstance(found, str) or not isinstance(found, Iterable | None):
         raise Wrong(f"the function has to return a list of names, and it returned {found!r}")
-    return None if found is None else sorted({str(name) for name in found})
+    return None if found is None else sorted(map(str, found))
+
+
+def _once(names: list[str] | None) -> list[str] | None:
+    return None if names is None else sorted(set(names))
 
 
 class HeadWithNorm(nn.Module):
@@ -124,14 +128,25 @@ class HeadWithNorm(nn.Module):
         return self.fc(self.fc_norm(self.body(x)))
 
 
+class HeadInside(nn.Module):
+    """A network with its head inside another module, so that there is a dot in the head's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.classifier = nn.Linear(4, 5), nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.body(x))
+
+
 BARELY_MOVED = ("body.bias", "0.bias")  # parameters that move by a millionth of their size only
 
 
 def _check_changed_outside(answer) -> None:
     require_function(answer)
-    cases = [(make, head, touched) for make, head in ((HeadWithNorm, "fc"), (_mlp, "3"))
+    cases = [(make, head, touched) for make, head in ((HeadWithNorm, "fc"), (_mlp, "3"), (HeadInside, "classifier.1"))
              for touched in _what_trainings_touch(make(), head)]
-    found = [_names(answer(head, make(), partial(_nudge, names=touched))) for make, head, touched in cases]
+    found = [_once(_names(answer(head, make(), partial(_nudge, names=touched)))) for make, head, touched in cases]
 
     def named(reports: Callable[[str], bool]) -> list[list[str]]:
         return [sorted(name for name in touched if not name.startswith(f"{head}.") and reports(name))
@@ -149,6 +164,10 @@ def _check_changed_outside(answer) -> None:
         "it misses a parameter that has moved by a millionth of its size; a frozen one stays the same bit for bit":
             named(lambda name: name not in BARELY_MOVED),
         "it also names what has changed in the head, where it should": [sorted(touched) for _, _, touched in cases],
+        "a head may be inside another module, as classifier.1 is, and then there is a dot in its name":
+            [sorted(name for name in touched if name.split(".")[0] != head) for _, head, touched in cases],
+        "it leaves out all of the module that the head is in; of classifier, only classifier.1 is the head":
+            [sorted(name for name in touched if name.split(".")[0] != head.split(".")[0]) for _, head, touched in cases],
     }, [f"when the head is {head}, and training has changed {', '.join(touched)}" for _, head, touched in cases])
 
 
@@ -188,7 +207,7 @@ def _check_bottom_up_at(steps: list[int], found: list, names: list[str], every: 
     def at_each(trains: Callable[[int], list[str]]) -> list[list[str]]:
         return [sorted(set(trains(step))) for step in steps]
 
-    _require_all(found, at_each(lambda step: [*body[:1 + step // every], head]), {
+    _require_all(list(map(_once, found)), at_each(lambda step: [*body[:1 + step // every], head]), {
         "the head does not train from the start, as it has to": at_each(lambda step: names[:1 + step // every]),
         "that is the plan from the top down; here the layers join from the input upwards":
             at_each(lambda step: names[-1 - step // every:]),
@@ -201,6 +220,8 @@ def _check_bottom_up_at(steps: list[int], found: list, names: list[str], every: 
         "a layer joins at every step; one joins each time that `every` steps have passed":
             at_each(lambda step: [*body[:1 + step], head]),
     }, [f"at step {step} with every={every} and the layers {', '.join(names)}" for step in steps])
+    for step, answer in zip(steps, found, strict=True):
+        require(answer == _once(answer), f"at step {step} with every={every} it names a layer twice: {_listed(answer)}")
 
 
 LOSSES = [([0.9, 0.7, 0.8, 0.7, 0.6, 0.65, 0.62, 0.61, 0.59, 0.5], 2), ([1.0, 1.0, 1.0, 0.5, 0.6, 0.4, 0.5, 0.45, 0.42], 3),

@@ -7,7 +7,7 @@ from statistics import mean, pstdev, stdev
 import torch
 from torch import Tensor, nn
 
-from layerlr_helpers.course.exercises.exercise import Exercise, require, require_function, require_same
+from layerlr_helpers.course.exercises.exercise import Exercise, Wrong, require, require_function, require_same
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18
 
@@ -53,7 +53,12 @@ def _check_settled_ratio(answer) -> None:
     require_function(answer)
     for signal, noise, beta1 in ((2.0, 0.0, 0.9), (-0.5, 0.0, 0.9), (0.0, 1.0, 0.9), (0.0, 3.0, 0.9), (0.0, 1.0, 0.5),
                                  (0.0, 2.0, 0.97), (6.0, 3.0, 0.9), (-2.0, 2.0, 0.9), (-1.5, 1.0, 0.8)):
-        _check_settled(answer(signal, noise, beta1), signal, noise, beta1)
+        try:
+            found = answer(signal, noise, beta1)
+        except ZeroDivisionError:
+            raise Wrong(f"with mean={signal:g} and std={noise:g}, the function divides by 0. What do m and v settle at "
+                        "then?") from None
+        _check_settled(found, signal, noise, beta1)
 
 
 def _check_settled(found, signal: float, noise: float, beta1: float) -> None:

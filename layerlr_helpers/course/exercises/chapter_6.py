@@ -176,12 +176,15 @@ def _trained_matrices(layer: nn.Module, base: nn.Linear, rank: int) -> tuple[nn.
 
 def _require_the_formula(layer: nn.Module, x: Tensor, before: Tensor, a: nn.Parameter, b: nn.Parameter, alpha: float) -> None:
     layer.train()
+    x.requires_grad_()  # a layer below may be trained too
     output = layer(x)
     if output.requires_grad:
         (output - 1).square().sum().backward()
     require(a.grad is not None and b.grad is not None, "A and B do not get a gradient; does forward use both of them?")
     require(bool(a.grad.any() or b.grad.any()),
             "the gradients of A and of B are all zero, so neither can ever change. Only one of them may begin at zero")
+    require(x.grad is not None and bool(x.grad.any()),
+            "no gradient reaches the layers below; freeze base's parameters, and not its output")
     with torch.no_grad():
         a.normal_(), b.normal_()
         added = x @ a.T @ b.T
@@ -276,12 +279,14 @@ EXERCISES = {
                     "This works for ELECTRA's program too, although it counts one level more."),
     "6.3": Exercise("A LoRA layer that begins as nothing", _check_lora,
                     "the product B A is zero if one of the two is zero. If both are, no gradient reaches either.",
-                    "Beside a matrix of 384 × 384, with rank 8, it trains 8 · (384 + 384) = 6,144 numbers, 4 % of the matrix."),
+                    "Beside a matrix of 384 × 1536, with rank 8, it trains 8 · (384 + 1536) = 15,360 numbers, 2.6 % of the "
+                    "matrix."),
     "6.4": Exercise("Two ways to clip", _check_clipping,
                     "the gradients of all groups together are one long vector. Its squared length is the sum of the squared "
                     "norms.",
                     "Only clipping all groups together keeps the ratios between your layers."),
     "6.5": Exercise("Tied weights have one rate", _check_tied,
-                    "go through the parts in their order, and remember which tensors have a group already.",
+                    "go through the parts in their order, and remember the `id` of each tensor that has a group; `in` on a "
+                    "list compares numbers.",
                     "ll.layer_groups does the same: a tied tensor belongs where it is used first."),
 }

@@ -1,6 +1,7 @@
 """Checks of the exercises of notebook 08, on the learner's own data."""
 
 import math
+import textwrap
 from collections.abc import Callable
 
 import numpy as np
@@ -43,8 +44,9 @@ def _numbers(found: object) -> list[int]:
     values = [value.tolist() if isinstance(value, Tensor | np.generic) else value for value in values]
     if values and all(isinstance(value, bool) for value in values):
         return [number for number, chosen in enumerate(values) if chosen]
-    require(all(isinstance(value, int) for value in values),
-            "a list with the numbers of images was expected, such as [0, 5, 9], and this list has other things in it")
+    if others := [value for value in values if not isinstance(value, int)]:
+        raise Wrong("a list with the numbers of images was expected, such as [0, 5, 9], and this list has other things in it, "
+                    f"such as {textwrap.shorten(repr(others[0]), 40, placeholder=' …')}")
     return sorted(values)
 
 
@@ -67,10 +69,12 @@ def _require_split(train: list[int], test: list[int], labels: Tensor, per_class:
 def _check_seen_before(answer) -> None:
     require_function(answer)
     for copies in ({3: 3, 0: 5}, {}, {1: 5, 2: 4, 4: 3}):  # number of the test image: that of the training image
-        train, test = (torch.randint(256, (images, 3, 4, 4), dtype=torch.uint8) for images in (6, 8))
+        train, test = (torch.randint(256, (images, 3, 4, 4), dtype=torch.uint8) for images in (6, 9))
         for row, copied in copies.items():
             test[row] = train[copied]
         test[5], test[6] = train[0].flip(2), test[7]  # a mirror image, and two of the same that are in the test images only
+        test[8] = train[1]
+        test[8, 0, 0, 0] ^= 1  # differs in one number, by 1
         _require_seen(_numbers(answer(train.clone(), test.clone())), train, test)
 
 
@@ -88,6 +92,8 @@ def _require_seen(found: list[int], train: Tensor, test: Tensor) -> None:
             rows(lambda image, other: bool((image == other).any())),
         "two images can have the same mean and differ: one of these is the mirror image of a training image":
             rows(lambda image, other: bool(image.sum() == other.sum())),
+        "two images are taken for the same although one number in them differs by 1. All numbers have to be equal":
+            rows(lambda image, other: bool((image.float() - other.float()).abs().mean() < 1)),
         "two test images are the same, and neither is a training image. Compare across the two sides only":
             sorted({*seen, 6, 7}),
     }, f"{seen or 'none'} of the test images are also training images, and the function found {found or 'none'}")
@@ -228,7 +234,8 @@ def _require_tries(found: list[float], suggestion: float, head_lr: float, number
 EXERCISES = {
     "8.1": Exercise("Split so that the last number is honest", _check_split,
                     "for each class take the numbers of its images, and bring them into an order that is drawn by a generator "
-                    "with this seed. The first few are for the training, and the rest is for the test.",
+                    "with this seed (torch.randperm(n, generator=…)). The first few are for the training, and the rest is "
+                    "for the test.",
                     "If an image is there twice, even this split can have it on both sides; the next exercise is about that."),
     "8.2": Exercise("The same picture on both sides", _check_seen_before,
                     "each test image has to be compared with each training image, and torch.equal compares two of them.",
@@ -237,8 +244,8 @@ EXERCISES = {
                     "try many accuracies p from 0 to 1, keep those that fit what was measured, and return the ends.",
                     "If 12 of 12 are right, it begins at 0.76: so few images leave much open, even without a mistake."),
     "8.4": Exercise("Read a confusion matrix", _check_confusion,
-                    "the diagonal has the right answers, and the sum of a row is the number of its class's images. Adding the "
-                    "transposed matrix counts both directions.",
+                    "the diagonal has the right answers, and the sum of a row is the number of its class's images. The two "
+                    "numbers of a pair stand opposite each other, mirrored at the diagonal.",
                     "Look at some of the images of this pair before you change any rate."),
     "8.5": Exercise("Choose the tries", _check_tries,
                     "compute the middle first. The others are that times 3 to the power of …, -1, 0, 1, …",

@@ -14,8 +14,9 @@ from layerlr_helpers.course.exercises.exercise import Exercise, Wrong, same
 from tools.build_exercises import NOTEBOOKS, SOURCE, solutions, starters
 
 CHAPTERS = sorted(path.stem for path in SOURCE.glob("*.ipynb"))
-WRONG = {number: answers for chapter in CHAPTERS
-         for number, answers in importlib.import_module(f"tests.course.exercises.wrong_{chapter}").WRONG.items()}
+ANSWERS = [importlib.import_module(f"tests.course.exercises.wrong_{chapter}") for chapter in CHAPTERS]
+WRONG = {number: answers for chapter in ANSWERS for number, answers in chapter.WRONG.items()}
+RIGHT = {number: answers for chapter in ANSWERS for number, answers in getattr(chapter, "RIGHT", {}).items()}
 NUMBERS = list(EXERCISES)
 CONSTANTS = [None, 0, 1.0, "", [], {}, True]
 
@@ -59,6 +60,11 @@ def test_the_starter_is_not_right_and_runs(number):
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_solution_is_right(number):
     assert verdict(number, answer_of(number, "solution")) is None
+
+
+@pytest.mark.parametrize("number", RIGHT)
+def test_other_right_answers_are_right(number):
+    assert [verdict(number, answer) for answer in RIGHT[number]] == [None] * len(RIGHT[number])
 
 
 @pytest.mark.parametrize("number", NUMBERS)

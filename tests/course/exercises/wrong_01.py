@@ -131,6 +131,15 @@ def blend_with(measure, new_share=lambda share: share):
     return blend_statistics
 
 
+def blend_two_dimensional_only(model, batches, share):
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    old = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    update_bn(batches, model)
+    for norm, (mean, variance) in zip(norms, old, strict=True):
+        norm.running_mean.lerp_(mean, 1 - share)
+        norm.running_var.lerp_(variance, 1 - share)
+
+
 def usual_passes(model, batches):
     training = model.training
     model.train()
@@ -186,6 +195,16 @@ def best_run(rows):
     return allowed(rows).sort_values("accuracy")["stage"].iloc[-1]
 
 
+def only_seeds_of_all_stages(rows):
+    accuracy = allowed(rows).pivot_table(index="seed", columns="stage", values="accuracy").dropna()
+    return accuracy.sub(accuracy["all"], axis=0).mean().idxmax()
+
+
+def only_stages_of_all_seeds(rows):
+    accuracy = allowed(rows).pivot_table(index="seed", columns="stage", values="accuracy").dropna(axis="columns")
+    return accuracy.sub(accuracy["all"], axis=0).mean().idxmax()
+
+
 def always_a_stage(rows):
     return greatest_gain(allowed(rows), ["stem", "layer1", "layer2", "layer3", "layer4", "head"])
 
@@ -206,9 +225,10 @@ WRONG = {
     "1.3": [rates(lambda weight, goal: goal), rates(lambda weight, goal: goal * weight.norm()),
             rates(lambda weight, goal: goal / typical(weight)), rates(lambda weight, goal: goal * weight.abs().mean()),
             rates(lambda weight, goal: typical(weight)), rates(lambda weight, goal: goal * weight.mean().abs()),
-            rates_in_a_list],
+            rates(lambda weight, goal: goal * weight.std()), rates_in_a_list],
     "1.4": [passes_in_eval_mode, ignores_share, left_in_train_mode, momentum_as_share, momentum_stays_changed,
             blend_with(measure, lambda share: 1 - share), blend_with(usual_passes), blend_with(measure_last),
-            usual_momentum, trains],
-    "1.5": [any_statistics, with_the_test_rows, not_paired, best_run, always_a_stage, lambda rows: rows.shape],
+            usual_momentum, trains, blend_two_dimensional_only],
+    "1.5": [any_statistics, with_the_test_rows, not_paired, best_run, only_seeds_of_all_stages, only_stages_of_all_seeds,
+            always_a_stage, lambda rows: rows.shape],
 }

@@ -77,31 +77,66 @@ def equal_rates(groups):
         group["lr"] = groups[-1]["lr"]
 
 
-def names_that_it_has(model, optimizer):
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [name for name, p in model.named_parameters() if id(p) in held]
+def pull_on_a_copy(groups):
+    head = groups[-1]
+    return [group | {"weight_decay": head["lr"] * head["weight_decay"] / group["lr"]} for group in groups]
 
 
-def first_group_only(model, optimizer):
-    held = {id(p) for p in optimizer.param_groups[0]["params"]}
-    return [name for name, p in model.named_parameters() if id(p) not in held]
+def held_by(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def by_value(model, optimizer):
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    return [name for name, p in model.named_parameters()
-            if not any(torch.equal(p.flatten()[:1], other.flatten()[:1]) for other in held)]
+def what_it_lacks(optimizer, model):
+    held = {id(p) for p in held_by(optimizer)}
+    return len([name for name, p in model.named_parameters() if id(p) not in held])
 
 
-def by_gradient(model, optimizer):
-    return [name for name, p in model.named_parameters() if not p.requires_grad]
+def held_by_value(optimizer, model):
+    return sum(not any(torch.equal(p, q) for q in model.parameters()) for p in held_by(optimizer))
+
+
+def held_by_shape(optimizer, model):
+    return len([p for p in held_by(optimizer) if p.shape not in [q.shape for q in model.parameters()]])
+
+
+def difference_of_lengths(optimizer, model):
+    return len(held_by(optimizer)) - len(list(model.parameters()))
+
+
+def difference_not_below_zero(optimizer, model):
+    return max(difference_of_lengths(optimizer, model), 0)
+
+
+def in_the_first_group(optimizer, model):
+    own = {id(p) for p in model.parameters()}
+    return sum(id(p) not in own for p in optimizer.param_groups[0]["params"])
+
+
+def numbers_in_tensors(optimizer, model):
+    own = {id(p) for p in model.parameters()}
+    return sum(p.numel() for p in held_by(optimizer) if id(p) not in own)
+
+
+def the_tensors_themselves(optimizer, model):
+    own = {id(p) for p in model.parameters()}
+    return [p for p in held_by(optimizer) if id(p) not in own]
+
+
+def without_gradient(optimizer, model):
+    return len([p for p in held_by(optimizer) if p.grad is None])
+
+
+def not_trainable(optimizer, model):
+    return len([p for p in held_by(optimizer) if not p.requires_grad])
 
 
 WRONG = {
     "2.1": [from_the_stem, one_factor_too_many, by_place_in_the_list, by_subtraction, only_the_head_differs, a_list],
     "2.2": [train_emptied, train_never_emptied, train_late, train_in_eval_mode],
-    "2.3": [pull(lambda lr, head: lr / head), pull(lambda lr, head: 1), pull(lambda lr, head: 1 / lr), equal_rates],
+    "2.3": [pull(lambda lr, head: lr / head), pull(lambda lr, head: 1), pull(lambda lr, head: 1 / lr), equal_rates,
+            pull_on_a_copy],
     "2.4": [lambda decay, depth, new: decay, lambda decay, depth, new: decay ** (new / depth),
             lambda decay, depth, new: decay * depth / new, lambda decay, depth, new: 1 - (1 - decay) * depth / new],
-    "2.5": [names_that_it_has, first_group_only, by_gradient, lambda model, optimizer: len(list(model.parameters()))],
+    "2.5": [what_it_lacks, held_by_value, held_by_shape, difference_of_lengths, difference_not_below_zero, in_the_first_group,
+            numbers_in_tensors, the_tensors_themselves, without_gradient, not_trainable],
 }

@@ -34,6 +34,10 @@ def too_long(step, total, warmup, floor):
     return up(step, warmup) if step < warmup else floor + (1 - floor) * cosine((step - warmup) / total)
 
 
+def to_the_last_step_only(step, total, warmup, floor):
+    return up(step, warmup) if step < warmup else floor + (1 - floor) * cosine((step - warmup) / (total - 1 - warmup))
+
+
 def whole_wave(step, total, warmup, floor):
     return up(step, warmup) if step < warmup else floor + (1 - floor) * cosine(2 * (step - warmup) / (total - warmup))
 
@@ -140,6 +144,14 @@ def ends_only(rates):
     return spread(rates.iloc[:, 0] / rates.iloc[:, -1])
 
 
+def against(column):
+    def drift(rates):
+        rates = rates.where(rates > 0)
+        relative = rates.div(rates.iloc[:, column], axis=0)
+        return (relative.max() / relative.min()).max()
+    return drift
+
+
 def neighbours_only(rates):
     rates = rates.where(rates > 0)
     return max(spread(rates[one] / rates[other]) for one, other in pairwise(rates))
@@ -162,8 +174,8 @@ def yes_or_no(rates):
 
 
 WRONG = {
-    "3.1": [from_zero, one_step_early, with_a_jump, too_long, whole_wave, without_floor, cut_off, floor_added, without_warmup,
-            bare_cosine, floor_under_all],
+    "3.1": [from_zero, one_step_early, with_a_jump, too_long, to_the_last_step_only, whole_wave, without_floor, cut_off,
+            floor_added, without_warmup, bare_cosine, floor_under_all],
     "3.2": [with_eta_min(lambda rates, share: share), with_eta_min(lambda rates, share: 0),
             with_eta_min(lambda rates, share: share * rates[-1]), with_eta_min(lambda rates, share: share * min(rates)),
             cut_off_below, returns_nothing, with_warmup, to_the_last_step, cycle_with_one_peak],
@@ -178,5 +190,5 @@ WRONG = {
             loop(["optimizer", "schedule", "schedule"]), loop(["optimizer", "schedule"], empties=False),
             loop(["optimizer"], before_epoch=["schedule"])],
     "3.5": [first_and_last, largest_ratio, ends_only, neighbours_only, with_zeros, difference, fall_of_the_rates, yes_or_no,
-            lambda rates: torch.ones(2)],
+            against(0), against(-1), lambda rates: torch.ones(2)],
 }

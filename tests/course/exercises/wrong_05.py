@@ -87,6 +87,7 @@ WRONG = {
             settled(lambda beta1: math.sqrt((1 - beta1) / (1 + beta1))),
             settled(above=lambda signal, noise, beta1: signal / math.hypot(signal, noise)),
             settled(above=lambda signal, noise, beta1: abs(signal) / noise if noise else 1.0),
+            settled(above=lambda signal, noise, beta1: abs(signal) / noise),
             settled(above=lambda signal, noise, beta1: abs(signal) / (abs(signal) + noise)),
             settled(above=lambda signal, noise, beta1: 1.0)],
     "5.3": [stage(lambda k, sizes: mean(k)), stage(total), stage(lambda k, sizes: total(k, sizes) / len(k)),

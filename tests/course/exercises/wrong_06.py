@@ -160,6 +160,7 @@ WRONG = {
             lora(freeze=lambda base: base.weight.requires_grad_(False)), lora(scale=lambda alpha, rank: 1),
             lora(scale=lambda alpha, rank: alpha), lora(scale=lambda alpha, rank: rank / alpha),
             lora(forward=lambda base, added: added), lora(forward=lambda base, added: base), WholeMatrix,
+            lora(forward=lambda base, added: base.detach() + added),
             lambda base, rank, alpha: base.weight],
     "6.4": [always_each_by_itself, always_together, together_with(sum), together_with(max), always_scaled, each_to_the_limit,
             lambda norms, limit, together: norms, lambda norms, limit, together: limit],

@@ -1,8 +1,10 @@
-"""Wrong answers to the exercises of notebook 07 that somebody could well give."""
+"""Wrong answers to the exercises of notebook 07 that somebody could well give, and a right one beside the solution."""
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t
+
+from layerlr_helpers.studies.results import winners
 
 
 def interval(gaps=lambda way, baseline: (100 * (pd.Series(way) - pd.Series(baseline))).dropna(),
@@ -110,3 +112,5 @@ WRONG = {
             beyond(lambda edge, inner: 3 * edge if edge > inner else edge / 3), beyond(lambda edge, inner: inner),
             always_further_up],
 }
+
+RIGHT = {"7.2": [winners]}
