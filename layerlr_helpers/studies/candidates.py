@@ -39,10 +39,9 @@ def line(lowest: float, highest: float, rates: Callable[..., Rates] = uniform, *
 
 def on_grid(make: Callable[..., Strategy], first: Sequence[tuple[float, ...]], *axes: Sequence[float]) -> Grid:
     """Return a candidate for each combination of numbers, one from each axis; the search begins with the ``first``."""
-    points = {tuple(axis.index(number) for axis, number in zip(axes, numbers, strict=True)): numbers
-              for numbers in product(*axes)}
-    position = {numbers: i for i, numbers in points.items()}
-    return Grid({i: make(*numbers) for i, numbers in points.items()}, [position[numbers] for numbers in first])
+    place = {numbers: tuple(axis.index(number) for axis, number in zip(axes, numbers, strict=True))
+             for numbers in product(*axes)}
+    return Grid({place[numbers]: make(*numbers) for numbers in place}, [place[numbers] for numbers in first])
 
 
 def warmup_and_cosine(optimizer: Optimizer, steps: int) -> LRScheduler:

@@ -32,7 +32,7 @@ from layerlr_helpers.studies.candidates import (
 )
 from layerlr_helpers.studies.compare import Candidates, Strategy, Task, compare, run
 from layerlr_helpers.studies.results import recorded, winners
-from layerlr_helpers.studies.search import every_candidate
+from layerlr_helpers.studies.search import Grid, every_candidate
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 SEED_OF_RATIOS = 100  # none that a study is searched or tested on
@@ -90,25 +90,26 @@ def strategies(task: Task) -> Candidates:
     Two numbers are the rates of backbone and head, the highest rate and the decay, or the rate and the strength of the pull
     towards the pretrained weights.
     """
-    def begin(first: Sequence[tuple[float, ...]], *axes: Sequence[float], rates: Callable[..., Rates] = uniform, **options):
-        adamw = {"optimizer": torch.optim.AdamW}  # as it was recorded, before fused steps were the default
-        return on_grid(partial(candidate, rates=rates, **adamw | options), first, *axes)
+    adamw = {"optimizer": torch.optim.AdamW}  # as it was recorded, before fused steps were the default
 
-    finer = sorted({*LEARNING_RATES, 6e-4, 2e-3})
+    def two(rates: Callable[..., Rates], first: Sequence[tuple[float, float]], axis: Sequence[float], **options) -> Grid:
+        return on_grid(partial(candidate, rates=rates, **adamw, **options), first, LEARNING_RATES, axis)
+
+    pairs = [(1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 1e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 3e-3)], LEARNING_RATES
     factors = 0.2, 0.3, 0.5, 0.7, 0.9, 1.0  # 1 is one rate for all
-    pairs = [(1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 1e-3), (3e-4, 3e-3), (3e-4, 1e-2), (1e-3, 3e-3)], LEARNING_RATES, LEARNING_RATES
-    decays = [(1e-3, 0.5), (1e-3, 0.7), (3e-3, 0.3), (3e-3, 0.5), (3e-3, 0.7), (1e-2, 0.3)], LEARNING_RATES, factors
-    reversals = [(lr, factor) for lr in (1e-3, 3e-3) for factor in (0.7, 0.9, 1.0)], LEARNING_RATES, factors
+    decays = [(1e-3, 0.5), (1e-3, 0.7), (3e-3, 0.3), (3e-3, 0.5), (3e-3, 0.7), (1e-2, 0.3)], factors
+    reversals = [(lr, factor) for lr in (1e-3, 3e-3) for factor in (0.7, 0.9, 1.0)], factors
+    finer = sorted({*LEARNING_RATES, 6e-4, 2e-3})
     return {
-        "from scratch": begin([(lr,) for lr in between(1e-4, 3e-2)], LEARNING_RATES, weights=None),
-        "head only": begin([(lr,) for lr in between(3e-4, 1e-1)], LEARNING_RATES, plan=recipes.head_only),
-        "uniform": begin([(lr,) for lr in finer if 1e-4 <= lr <= 3e-3], finer),
-        "two rates": begin(*pairs, rates=backbone_and_head),
-        "layer decay": begin(*decays, rates=layer_decay),
-        "reversed decay": begin(*reversals, rates=recipes.reversed_decay),
-        "gradual": begin(*pairs, rates=backbone_and_head, plan=recipes.gradual),
-        "gradual, layer decay": begin(*decays, rates=layer_decay, plan=recipes.gradual),
-        "head, then all": begin(*pairs, rates=backbone_and_head, plan=recipes.head_then_all),
+        "from scratch": line(1e-4, 3e-2, weights=None, **adamw),
+        "head only": line(3e-4, 1e-1, plan=recipes.head_only, **adamw),
+        "uniform": on_grid(partial(candidate, **adamw), [(lr,) for lr in finer if 1e-4 <= lr <= 3e-3], finer),
+        "two rates": two(backbone_and_head, *pairs),
+        "layer decay": two(layer_decay, *decays),
+        "reversed decay": two(recipes.reversed_decay, *reversals),
+        "gradual": two(backbone_and_head, *pairs, plan=recipes.gradual),
+        "gradual, layer decay": two(layer_decay, *decays, plan=recipes.gradual),
+        "head, then all": two(backbone_and_head, *pairs, plan=recipes.head_then_all),
         "L2-SP": on_grid(pulled, [(lr, strength) for lr in (1e-3, 2e-3) for strength in (1, 3, 10)],
                          finer, (0.01, 0.03, 0.1, 0.3, 1, 3, 10)),
     }

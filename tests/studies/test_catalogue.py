@@ -1,5 +1,7 @@
 """The recorded studies: their tasks and candidates, and the recorded winners run again."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -8,7 +10,12 @@ from layerlr_helpers.layers import layer_groups
 from layerlr_helpers.models import load_resnet18
 from layerlr_helpers.studies import catalogue, compare
 from layerlr_helpers.studies.catalogue import PHOTOGRAPHS, STUDIES, Study, run_again
-from layerlr_helpers.studies.search import check_fair, every_candidate
+from layerlr_helpers.studies.results import chosen_rows, read_rows
+from layerlr_helpers.studies.search import check_fair, every_candidate, search
+
+RESULTS = Path(__file__).parents[2] / "data" / "results"
+SEARCHED = sorted(name for name, study in STUDIES.items()
+                  if study.choose and name not in PHOTOGRAPHS and (RESULTS / f"{name}.csv").exists())
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +123,23 @@ def test_what_is_not_in_the_study_cannot_be_run_again(recorded_study, made, stra
     with pytest.raises(ValueError, match=problem):
         run_again("s", strategies, task=task, folder=recorded_study)
     assert not made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEARCHED)
+def test_the_recorded_search_is_whole_and_what_it_chose_was_tested_on_ten_seeds(name):
+    study = STUDIES[name]
+    tasks = {task.name: task for task in study.tasks()}
+    rows = read_rows(RESULTS / f"{name}.csv")
+    assert set(rows["task"]) == set(tasks)
+    for task, of_task in rows.groupby("task"):
+        def validate(runs, of_task=of_task, task=task):
+            return chosen_rows(of_task, [("validation", task, *run) for run in runs])  # a KeyError if one is not recorded
+
+        ways = {way: given for way, given in study.candidates(tasks[task]).items() if len(every_candidate(given)) > 1}
+        best = search(ways, validate, finalists=3)
+        tested = of_task[of_task["split"] == "test"]
+        for way, rates in best.items():
+            runs = tested[tested["strategy"] == way]
+            assert set(runs["rates"]) == {rates}, (task, way)
+            assert sorted(runs["seed"]) == list(range(10)), (task, way)
