@@ -36,10 +36,11 @@ def document(results: Sequence[Result]) -> str:
 
 `python -m benchmarks.grouping` builds models with random weights, divides them with `layer_groups`, and compares. For
 timm's models the reference is `group_matcher`, which every author writes by hand, and the classifier that the model names;
-for Hugging Face's, heads and layers that we wrote down from each architecture. *Heads*: exactly the head's parameters are at
-depth 0; a model that is tied or has no head has none there, and warns. *Order*: no parameter that the reference has
-earlier is nearer to the output. *Levels*: as many depths as the published recipe has (BERT and ELECTRA: embeddings, n layers,
-head; BEiT, MAE and DINOv2: patch embedding, n blocks, head; ConvNeXt and Swin: stem, 4 stages or each block, head).
+for Hugging Face's, heads and layers that we wrote down from each architecture. The first table counts what is right. *Heads*
+are right if exactly the head's parameters are at depth 0; a model that is tied or has no head must have none there, and warn.
+*Order* is right if no parameter that comes earlier in the reference is nearer to the output here. *Levels* are right if there
+are as many depths as in the published recipe (BERT and ELECTRA: embeddings, n layers, head; BEiT, MAE and DINOv2: patch
+embedding, n blocks, head; ConvNeXt and Swin: stem, 4 stages or each block, head).
 
 Versions: {versions}.
 
@@ -55,8 +56,9 @@ ALBERT uses one layer several times. There is nothing that repeats, so its secon
 
 ## Where the number of levels differs from timm's
 
-timm's coarse groups are set beside granularity `stage`, its fine ones beside `block`. Who is right is our judgement of what a
-layer-wise rate should step at; where it says timm, the helper is coarser or finer than one would want, in the right order.
+timm's coarse groups are set beside granularity `stage`, its fine ones beside `block`. The column *who is right* is our
+judgement of where a layer-wise rate should change. Where it says *timm*, the helper has the right order, but it is coarser or
+finer than one would want.
 
 | model | timm coarse, fine | here stage, block | who is right | why |
 |---|---|---|---|---|
