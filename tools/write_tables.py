@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/evidence.md and data/README.md anew: ``python tools/write_tables.py``."""
+"""Write the tables of README.md and docs/evidence.md anew: ``python tools/write_tables.py``."""
 
 from functools import partial
 from pathlib import Path
@@ -7,10 +7,10 @@ import pandas as pd
 
 from layerlr_helpers.intervals import interval_text, mean_interval, paired_intervals
 from layerlr_helpers.studies.evidence import check, markdown, markdown_table
-from layerlr_helpers.studies.results import differences, read_rows, recorded, winners
+from layerlr_helpers.studies.results import differences, recorded
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/evidence.md", "data/README.md")  # their tables stand between two marks such as <!-- claims -->
+PAGES = ("README.md", "docs/evidence.md")  # their tables stand between two marks such as <!-- claims -->
 
 
 def claims(folder: Path) -> str:
@@ -69,31 +69,14 @@ def peers(folder: Path) -> str:
             f"{interval_text(head_first)}.")
 
 
-def edges(folder: Path) -> str:
-    """Where the best rate is the lowest or the highest candidate, so that a better one may lie beyond it.
-
-    Only strategies whose candidates are one number each are looked at.
-    """
-    at_edges = []
-    for path in sorted((folder / "results").glob("*.csv")):
-        rows = read_rows(path).query("split == 'validation' and not rates.str.contains(',')")
-        for task, task_rows in rows.groupby("task", sort=False):
-            for name, best in winners(task_rows).items():
-                candidates = task_rows.loc[task_rows["strategy"] == name, "rates"].astype(float)
-                if float(best) in (candidates.min(), candidates.max()):
-                    edge = "lowest" if float(best) == candidates.min() else "highest"
-                    at_edges.append((path.name, task, name, best, edge))
-    return markdown_table(("file", "task", "strategy", "best rate", "of those tried"), at_edges)
-
-
 TABLES = {"headlines": lambda folder: markdown(check(folder).query("headline")),
           "claims": claims,
           "shifts": shifts,
           "ablation": partial(contest, study="ablation", baseline="AdamW"),
+          "photographs": partial(contest, study="photographs-ablation", baseline="AdamW"),
           "sentences": partial(contest, study="text-strategies", baseline="one rate"),
           "heads": heads,
-          "peers": peers,
-          "edges": edges}
+          "peers": peers}
 
 
 def renewed(page: str, folder: Path) -> str:
