@@ -26,11 +26,10 @@ def assigned(values: Mapping[str, float], names: Sequence[str]) -> dict[str, flo
     """The value of each name, from a dictionary of names and patterns; names that nothing matches are left out.
 
     A name itself, or one that stands for those below it, goes before any pattern; of several patterns that match, the last
-    one wins. A pattern that matches
-    nothing, or whose every match goes to a later pattern, is a ValueError.
+    one wins. A pattern that matches nothing, or whose every match goes to a later pattern, is a ValueError.
     """
     winner = {name: pattern for pattern in values for name in matching(pattern, names)}
-    by_name = {name: pattern for pattern in values for name in names if name.startswith(f"{pattern}.")}
+    by_name = {name: pattern for pattern in values for name in matching(pattern, names) if name.startswith(f"{pattern}.")}
     by_name |= {name: name for name in values if name in names}
     for pattern in values:
         if pattern not in winner.values() and pattern not in by_name.values():

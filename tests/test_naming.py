@@ -29,6 +29,7 @@ def test_a_name_stands_for_those_below_it_unless_it_is_one_itself_or_a_pattern()
     assert matching("head", [*heads, "head"]) == ["head"]
     assert matching("head*", heads) == ["head.classes", "head.boxes", "header"]
     assert assigned({"head": 1, "*": 2}, ["stem", "head"]) == {"stem": 2, "head": 1}
+    assert assigned({"head": 1, "*": 2}, [*heads, "head"]) == dict.fromkeys(heads, 2) | {"head": 1}
     with pytest.raises(ValueError, match=r"no group matches 'head\.'"):
         matching("head.", ["stem", "head.classes"])
 
