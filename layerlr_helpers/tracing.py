@@ -9,8 +9,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import count
+from operator import or_
 from unittest.mock import patch
 
 import numpy as np
@@ -114,7 +115,7 @@ class _Recorder(TorchFunctionMode):
         behind, self.uses_in_graph = _parameters_behind(nodes, trace.numbers)
 
         def union(nodes: list) -> int:
-            return _union(behind[node] for node in nodes)
+            return reduce(or_, (behind[node] for node in nodes), 0)
 
         trace.behind = {key: union(nodes) for key, nodes in self.given.items()}
         trace.behind_last_use = {key: union(nodes) for key, nodes in self.last_given.items()}
@@ -284,13 +285,6 @@ def _nodes(tensors: Iterable[Tensor]) -> list:
     return [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
 
 
-def _union(sets: Iterable[int]) -> int:
-    result = 0
-    for one in sets:
-        result |= one
-    return result
-
-
 def _parameters_behind(nodes: list, numbers: dict[int, int]) -> tuple[dict[object, int], Counter]:
     """For each node of autograd's graph that leads to ``nodes``: the set of parameters that it depends on.
 
@@ -309,7 +303,7 @@ def _parameters_behind(nodes: list, numbers: dict[int, int]) -> tuple[dict[objec
         if missing := [parent for parent in parents if parent not in behind]:
             stack.extend(missing)
             continue
-        behind[node] = _union(behind[parent] for parent in parents)
+        behind[node] = reduce(or_, (behind[parent] for parent in parents), 0)
         if hasattr(node, "variable") and id(node.variable) in numbers:
             parameter_of[node] = id(node.variable)
             behind[node] = 1 << numbers[id(node.variable)]

@@ -7,7 +7,9 @@ whole what is one step of the computation: a layer, a residual block, an encoder
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import pairwise
+from operator import or_
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -58,10 +60,9 @@ class Unit:
 
     def joined_with(self, other: "Unit") -> "Unit":
         """Both as one unit, which goes by the name, the place and the kind of this one."""
-        return Unit(self.name, self.params | other.params, self.modules | other.modules, self.first_run, self.end, self.shape,
-                    self.kernels, self.members | other.members, self.behind | other.behind, self.kind, self.region,
-                    self.in_flow or other.in_flow, self.runs,
-                    (*self.atoms, *other.atoms))
+        return replace(self, params=self.params | other.params, modules=self.modules | other.modules,
+                       members=self.members | other.members, behind=self.behind | other.behind,
+                       in_flow=self.in_flow or other.in_flow, parts=(*self.atoms, *other.atoms))
 
 
 def cut_into_units(model: nn.Module, trace: Trace, granularity: str, whole: Iterable[str] = ()) -> list[Unit]:
@@ -78,10 +79,7 @@ def cut_into_units(model: nn.Module, trace: Trace, granularity: str, whole: Iter
         return unclaimed
 
     def behind(keys: Iterable) -> int:
-        result = 0
-        for key in keys:
-            result |= trace.behind.get(key, 0)
-        return result
+        return reduce(or_, (trace.behind.get(key, 0) for key in keys), 0)
 
     def in_flow(params: dict[str, nn.Parameter]) -> bool:
         return bool(trace.set_of(params.values()) & trace.behind_output)
