@@ -132,6 +132,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether ``torch.compile`` was called on a model or on a part of it."""
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+
+
 def trace_forward(model: nn.Module, example_input=None) -> Trace:
     """Run ``model`` once in eval mode, and once in train mode if something was not used, and record a :class:`Trace`.
 
@@ -166,19 +171,17 @@ def _first_that_runs(model: nn.Module) -> Trace:
 
 def _traced_call(model: nn.Module, example_input, *, training: bool = False) -> Trace:
     """Hooks alone see everything if each parameter is used only when its own module is called; else watch every function."""
-    trace = None
     if not any(module._parameters and module._modules for module in model.modules()):
         trace, complete = _look(model, example_input, training=training, at_functions=False)
-    if trace is None or not complete:
-        trace, _ = _look(model, example_input, training=training, at_functions=True)
-    return trace
+        if complete:
+            return trace
+    return _look(model, example_input, training=training, at_functions=True)[0]
 
 
 def _look(model: nn.Module, example_input, *, training: bool, at_functions: bool) -> tuple[Trace, bool]:
     """One forward pass, and whether nothing but calls of modules used their parameters."""
     # Parts that were compiled run as they are written, since compiling them for one look would take minutes.
-    compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
-    uncompiled = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    uncompiled = torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
     recorder = _Recorder(model)
     with _undone(model), uncompiled, ExitStack() as hooks:
         model.train(training)

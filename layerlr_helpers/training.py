@@ -26,6 +26,7 @@ from layerlr_helpers.metrics import TAKEN, Tally, check_metrics
 from layerlr_helpers.objectives import Objective
 from layerlr_helpers.param_groups import current_rates
 from layerlr_helpers.preflight import check_precision, check_run, check_schedule
+from layerlr_helpers.tracing import is_compiled
 
 __all__ = ["DivergedError", "History", "call_model", "evaluate", "fast_autocast", "fit", "logits_of", "progress_bar",
            "train_step"]
@@ -263,8 +264,7 @@ def optimizer_mode(optimizer: Optimizer, mode: str, *, afterwards: str) -> Itera
 
 def _room_to_recompile(model: nn.Module, unfreezing):
     """Let ``torch.compile`` compile a model anew for each state of an unfreezing; at its limit it would give up in silence."""
-    compiled = any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for module in model.modules())
-    if not compiled or unfreezing is None:
+    if unfreezing is None or not is_compiled(model):
         return nullcontext()
     config, states = torch._dynamo.config, len(getattr(unfreezing, "groups", ())) + 1
     return config.patch({name: states * getattr(config, name) for name in ("recompile_limit", "accumulated_recompile_limit")})
