@@ -8,6 +8,7 @@
 from layerlr_helpers.course.data import handwritten_digits, printed_glyphs, shifted
 from layerlr_helpers.diagnostics import layer_statistics, probe_layers, relative_gradient_rates, snapshot
 from layerlr_helpers.features import cache_features, head_module, layer_features
+from layerlr_helpers.history import DivergedError, History
 from layerlr_helpers.images import ImageSet, image_folder
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18, new_head
@@ -25,7 +26,7 @@ from layerlr_helpers.range_test import lr_range_test
 from layerlr_helpers.schedules import one_cycle, preview, slanted_triangular, warmup_cosine
 from layerlr_helpers.splits import few_shot_split
 from layerlr_helpers.studies.compare import Strategy, Task, compare
-from layerlr_helpers.training import DivergedError, History, evaluate, fit, train_step
+from layerlr_helpers.training import evaluate, fit, train_step
 from layerlr_helpers.unfreezing import PlateauUnfreezing, ProgressiveUnfreezing, UnfreezePlan, freeze, unfreeze
 
 __all__ = [

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
+from layerlr_helpers.batches import call_model, logits_of
 from layerlr_helpers.guards import preserved
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.naming import listed
 from layerlr_helpers.param_groups import depth_by_name
 from layerlr_helpers.tracing import tensors_in, unwrap
-from layerlr_helpers.training import call_model, logits_of
 
 _SAMPLE = 16  # examples that are looked at twice, to see whether anything is random; from one alone, dropout may take nothing
 

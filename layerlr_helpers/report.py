@@ -17,13 +17,13 @@ from matplotlib.figure import Figure  # not pyplot, which would keep the figures
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from layerlr_helpers.batches import logits_of
 from layerlr_helpers.diagnostics import layer_statistics
 from layerlr_helpers.files import write_whole
 from layerlr_helpers.guards import preserved
 from layerlr_helpers.images import ImageSet
 from layerlr_helpers.intervals import accuracy_interval
 from layerlr_helpers.layers import LayerGroup
-from layerlr_helpers.training import logits_of
 
 FILES = ("report.md", "confusion.png", "mistakes.png")  # what write_report writes
 MOST_NAMED = 60  # classes whose names and counts are written into the confusion matrix's figure

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from layerlr_helpers import checkpoints
-from layerlr_helpers.batches import Accumulated, call_model, device_of, logits_of
+from layerlr_helpers.batches import Accumulated, device_of
 from layerlr_helpers.guards import preserved
 from layerlr_helpers.history import DivergedError, History
 from layerlr_helpers.metrics import TAKEN, Tally, check_metrics
@@ -27,9 +27,6 @@ from layerlr_helpers.objectives import Objective
 from layerlr_helpers.param_groups import current_rates
 from layerlr_helpers.preflight import check_precision, check_run, check_schedule
 from layerlr_helpers.tracing import is_compiled
-
-__all__ = ["DivergedError", "History", "call_model", "evaluate", "fast_autocast", "fit", "logits_of", "progress_bar",
-           "train_step"]
 
 
 def fit(model: nn.Module, optimizer: Optimizer, train_loader: Iterable, *, epochs: int | None = None,

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from layerlr_helpers import (
+    DivergedError,
     History,
     ProgressiveUnfreezing,
     UnfreezePlan,
@@ -25,7 +26,7 @@ from layerlr_helpers import (
     training,
     uniform,
 )
-from layerlr_helpers.training import DivergedError, fast_autocast
+from layerlr_helpers.training import fast_autocast
 from tests.runs import BATCHES, EPOCHS, SCHEDULES, STEPS, Augmented, Net, Run, same
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
