@@ -1,6 +1,7 @@
 """What ``fit`` refuses, or warns of, before anything has changed."""
 
 import warnings
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from layerlr_helpers.layers import LayerGroup
 from layerlr_helpers.metrics import check_metrics
 from layerlr_helpers.naming import check_choice, listed
 from layerlr_helpers.param_groups import named
@@ -19,7 +21,7 @@ def check_run(model: nn.Module, optimizer: Optimizer, *, epochs, steps, batches,
               val_loader, checkpoint, checkpoint_every, loss_fn, autocast, clip_grad_norm, accumulate, metrics) -> None:
     """Raise a ValueError about arguments of ``fit`` that do not fit together."""
     number = epochs if steps is None else steps
-    missing = _groups_outside(optimizer, unfreezing)
+    missing = groups_outside(optimizer.param_groups, getattr(unfreezing, "groups", ()))
     problems = [
         (None not in (epochs, steps) or not isinstance(number, Integral) or number < 0,
          f"give exactly one of epochs and steps, a whole number, 0 or above; got epochs={epochs}, steps={steps}"),
@@ -75,10 +77,10 @@ def check_schedule(schedule, schedule_every: str, total: int, resuming: bool) ->
                              f"total_steps={total}")
 
 
-def _groups_outside(optimizer: Optimizer, unfreezing) -> list[str]:
-    """The names of the unfreezing's groups with parameters that could train, if they were in the optimizer."""
-    inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [group.name for group in getattr(unfreezing, "groups", ())
+def groups_outside(param_groups: Iterable[dict], groups: Iterable[LayerGroup]) -> list[str]:
+    """The names of the layer groups with parameters that could train, if they were in the optimizer's groups."""
+    inside = {id(p) for group in param_groups for p in group["params"]}
+    return [group.name for group in groups
             if not inside.issuperset(id(p) for name, p in group.params.items() if name not in group.fixed)]
 
 

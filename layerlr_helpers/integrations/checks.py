@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from layerlr_helpers.naming import listed
+from layerlr_helpers.preflight import groups_outside
 from layerlr_helpers.unfreezing import ProgressiveUnfreezing
 
 
@@ -24,10 +25,7 @@ def check_is_plan(unfreezing: ProgressiveUnfreezing) -> None:
 
 def check_in_optimizer(unfreezing: ProgressiveUnfreezing, param_groups: Iterable[dict]) -> None:
     """Raise a ValueError if the optimizer lacks parameters of the plan's groups that could train."""
-    in_optimizer = {id(p) for group in param_groups for p in group["params"]}
-    missing = [group.name for group in unfreezing.groups
-               if not in_optimizer.issuperset(id(p) for name, p in group.params.items() if name not in group.fixed)]
-    if missing:
+    if missing := groups_outside(param_groups, unfreezing.groups):
         raise ValueError(f"the unfreezing's groups {listed(missing)} are not in the optimizer, so they would never train; make "
                          "the optimizer of param_groups(groups, …), with the same groups")
 
