@@ -21,10 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.grouping.document import DOCUMENT, document
-from benchmarks.grouping.shared import Result
-from benchmarks.grouping.subjects import measure_named, subjects
-
-CHECKS = ("heads", "order", "levels", "error")
+from benchmarks.grouping.shared import CHECKS, Result
+from benchmarks.grouping.subjects import FILES, measure_named, subjects
 
 
 def results(names: list[str], jobs: int) -> Iterator[Result]:
@@ -52,7 +50,7 @@ def summary(all_results: list[Result]) -> str:
     for library in dict.fromkeys(result.library for result in all_results):
         of_library = [result for result in all_results if result.library == library]
         counts = []
-        for kind in CHECKS[:-1]:
+        for kind in CHECKS:
             checked = [result for result in of_library if kind in result.checked or "error" in result.wrong]
             right = sum(kind not in result.wrong and "error" not in result.wrong for result in checked)
             counts.append(f"{kind} right {right} of {len(checked)}")
@@ -79,7 +77,7 @@ def main() -> None:
         all_results.append(result)
     all_results.sort(key=lambda result: names.index(result.name))
     print(summary(all_results))
-    if not args.only:
+    if not args.only and {result.library for result in all_results} == FILES.keys():
         DOCUMENT.write_text(document(all_results), encoding="utf-8")
     if args.json:
         args.json.write_text(json.dumps([asdict(result) for result in all_results], indent=1), encoding="utf-8")

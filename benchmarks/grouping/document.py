@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.grouping.shared import GRANULARITIES, Result
+from benchmarks.grouping.shared import CHECKS, GRANULARITIES, Result
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "grouping.md"
 # Where the two differ: models by pattern, who is right, and why. The first pattern that fits a model's name counts.
@@ -30,7 +30,7 @@ DIFFERENCES = (
 def document(results: Sequence[Result]) -> str:
     versions = ", ".join(f"{package} {version(package)}" for package in ("timm", "transformers", "torch"))
     rows = [f"| {kind} | {' | '.join(_share(results, library, kind) for library in ('timm', 'Hugging Face'))} |"
-            for kind in ("heads", "order", "levels")]
+            for kind in CHECKS]
     wrong = [f"- {result.library}, `{result.name}`, {kind}: {fault}" for result in results for kind, fault in result.wrong.items()]
     return f"""# How models are divided, beside timm's groups and names written by hand
 

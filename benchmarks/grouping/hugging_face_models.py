@@ -111,7 +111,6 @@ def cases(models: str, config: Mapping[str, object], layers: str, *, heads: str 
 
 POOLED = ("Bert", "Roberta", "ViT", "Beit", "DeiT")
 TASKS = "ForSequenceClassification ForTokenClassification ForQuestionAnswering"
-POOLER = "pooler"  # BERT's is between the encoder and the head: it may be of the last layer's depth or of the head's
 
 CASES = [
     # Encoders of text

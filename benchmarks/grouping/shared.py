@@ -10,6 +10,7 @@ from torch import nn
 from layerlr_helpers import LayerGroup, layer_groups
 
 GRANULARITIES = ("stage", "block")
+CHECKS = ("heads", "order", "levels")
 Depths = Mapping[str, int]  # by the name of a parameter
 
 
