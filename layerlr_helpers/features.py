@@ -31,14 +31,15 @@ def _only_head(groups: Sequence[LayerGroup]) -> LayerGroup:
     depths = depth_by_name(groups)
     heads = [group for group in groups if depths[group.name] == 0]
     for head in heads:
-        own = _ids(head.params.values())
-        if parts := [name for name, module in head.modules.items() if not _ids(module.parameters()) <= own]:
+        if parts := [name for name, module in head.modules.items()
+                     if not _ids(module.parameters()) <= _ids(head.params.values())]:
             raise ValueError(f"the head {head.name!r} is only a part of its module {parts[0]!r}; make the groups with "
                              "granularity='stage'")
     if len(heads) != 1:
         raise ValueError(f"the model has {len(heads)} heads ({listed(head.name for head in heads) or 'none'}), and features "
                          f"can be cached only before a single one; the groups are {listed(depths)}")
-    beside = own - _ids(p for module in head.modules.values() for p in module.parameters())
+    (head,) = heads
+    beside = _ids(head.params.values()) - _ids(p for module in head.modules.values() for p in module.parameters())
     if len(head.modules) != 1 or beside:
         raise ValueError(f"the head {head.name!r} has {len(head.modules)} modules ({listed(head.modules) or 'none'}) and "
                          f"{len(beside)} parameters besides, and features can be cached only before a head of one module")
