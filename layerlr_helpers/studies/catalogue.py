@@ -141,7 +141,7 @@ def surgery(task: Task) -> Candidates:
     """One stage alone, all at one rate, or all at graded rates; if the task has a new head, that trains in any case."""
     always = ("head",) if task.new_head else ()
     ends = 3e-4, 3e-2
-    return {stage: line(*ends, plan=recipes.only(*dict.fromkeys((stage, *always)))) for stage in STAGES[:-1]} | {
+    return {stage: line(*ends, plan=recipes.only(stage, *always)) for stage in STAGES[:-1]} | {
         "head": line(1e-3, 1e-1, plan=recipes.head_only),
         "all": line(1e-4, 1e-2),
         "layer decay": line(*ends, HALVED),
@@ -232,7 +232,8 @@ def ablation(task: Task, **options) -> Candidates:
         ways[f"{name}, fixed schedule"] = replace(ratios, candidates={
             place: replace(each, optimizer=without_ratio, schedule=_with_ratios_of(each, task))
             for place, each in ratios.candidates.items()})
-    return ways | {"momentum, no ratio": line(3e-2, 1.0, optimizer=without_ratio, **options)}
+    no_ratio = partial(LayerAdaptiveLR, direction="momentum", ratio_range=(1.0, 1.0))
+    return ways | {"momentum, no ratio": line(3e-2, 1.0, optimizer=no_ratio, **options)}
 
 
 def _with_ratios_of(strategy: Strategy, task: Task) -> Callable[[Optimizer, int], LRScheduler]:
