@@ -48,7 +48,7 @@ def reveal(chapter: str, number: int, answer: str) -> None:
 
 def score(chapter: str) -> None:
     """Say how many of a chapter's predictions were right."""
-    recorded = _read()[chapter]
+    recorded = _read().get(chapter, {})
     total, right = len(predictions(chapter)), sum(each.get("right", False) for each in recorded.values())
     without = total - sum(each.get("guess") is not None for each in recorded.values())
     display(Markdown(f"You predicted **{right} of {total}** results of this notebook"
@@ -89,7 +89,7 @@ def _texts(folder: str, chapter: str) -> list[dict]:
 
 
 def _guessed(chapter: str, number: int) -> str | None:
-    return _read()[chapter].get(str(number), {}).get("guess")
+    return _read().get(chapter, {}).get(str(number), {}).get("guess")
 
 
 def _say(letter: str, option: dict, answer: widgets.Output) -> Callable[[object], None]:
@@ -103,11 +103,10 @@ def _say(letter: str, option: dict, answer: widgets.Output) -> Callable[[object]
 
 def _read() -> dict[str, dict]:
     """What has been guessed, by chapter and number."""
-    recorded = json.loads(GUESSES.read_text(encoding="utf-8")) if GUESSES.exists() else {}
-    return {f"{chapter:02}": recorded.get(f"{chapter:02}", {}) for chapter in range(1, 9)}
+    return json.loads(GUESSES.read_text(encoding="utf-8")) if GUESSES.exists() else {}
 
 
 def _record(chapter: str, number: int, **what) -> None:
     recorded = _read()
-    recorded[chapter][str(number)] = recorded[chapter].get(str(number), {}) | what
+    recorded.setdefault(chapter, {}).setdefault(str(number), {}).update(what)
     write_whole(GUESSES, lambda temporary: temporary.write_text(json.dumps(recorded, indent=1), encoding="utf-8"))
