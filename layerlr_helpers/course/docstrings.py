@@ -56,10 +56,8 @@ def shifted_texts(data: TextSet, shift: str | None, *, rate: float = 0.1, seed: 
     if shift == "permuted":
         cycle = torch.randperm(len(data.class_names), generator=torch.Generator().manual_seed(0))
         permutation = torch.empty_like(cycle).scatter_(0, cycle, cycle.roll(-1))  # one cycle: no class keeps its number
-        names = [""] * len(cycle)
-        for old, new in enumerate(permutation.tolist()):
-            names[new] = data.class_names[old]
-        return replace(data, labels=permutation[data.labels], class_names=tuple(names))
+        names = tuple(data.class_names[old] for old in permutation.argsort())
+        return replace(data, labels=permutation[data.labels], class_names=names)
     generator = torch.Generator().manual_seed(seed)
     change = {"upper case": str.upper,
               "no vowels": lambda text: re.sub(r"(?<=\w)[aeiou]", "", text, flags=re.IGNORECASE),
@@ -109,9 +107,10 @@ def _usable_texts(folder: Path) -> list[str]:
     files.sort(key=lambda file: hashlib.sha256(file[0].as_posix().encode()).digest())
     texts: dict[str, None] = {}
     for inside, path in files:
-        if any(name.startswith("_") or name in ("tests", "testing") for name in inside.parts[:-1]) or len(texts) > 1.2 * MOST:
-            continue
-        texts |= dict.fromkeys(text for text in map(_cleaned, _docstrings(path)) if len(text.split()) >= _FEWEST_WORDS)
+        if len(texts) > 1.2 * MOST:
+            break
+        if not any(name.startswith("_") or name in ("tests", "testing") for name in inside.parts[:-1]):
+            texts |= dict.fromkeys(text for text in map(_cleaned, _docstrings(path)) if len(text.split()) >= _FEWEST_WORDS)
     return list(texts)
 
 
