@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from layerlr_helpers.course.exercises.exercise import Exercise, Wrong, require, require_function, require_same, same, weights_of
+from layerlr_helpers.course.exercises.exercise import (
+    Exercise,
+    Wrong,
+    require,
+    require_function,
+    require_returned,
+    require_same,
+    same,
+    weights_of,
+)
 
 
 def _mlp() -> nn.Module:
@@ -96,7 +105,7 @@ def _train_head(model: nn.Module, head: nn.Module, optimizer: torch.optim.Optimi
 
 def _require_all(found: list, expected: list, mistakes: Mapping[str, list], cases: list[str]) -> None:
     """Check the answers to several cases; the message names a mistake that explains all of them, or the first wrong answer."""
-    require(None not in found, "the function returned nothing, that is None; does each way through it end with return?")
+    require_returned(*found)
     otherwise = next((f"{case}, the answer is {_listed(right)}, and the function says {_listed(answer)}"
                       for case, right, answer in zip(cases, expected, found, strict=True) if not same(answer, right)), "")
     require_same(found, expected, mistakes, otherwise)

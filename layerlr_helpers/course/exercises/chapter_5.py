@@ -7,7 +7,15 @@ from statistics import mean, pstdev, stdev
 import torch
 from torch import Tensor, nn
 
-from layerlr_helpers.course.exercises.exercise import Exercise, Wrong, require, require_function, require_same
+from layerlr_helpers.course.exercises.exercise import (
+    Exercise,
+    Wrong,
+    require,
+    require_function,
+    require_returned,
+    require_same,
+    same,
+)
 from layerlr_helpers.layers import LayerGroup, layer_groups
 from layerlr_helpers.models import load_resnet18
 
@@ -175,10 +183,10 @@ PAIRS = [({0: 72.0, 1: 84.0, 2: 65.8, 3: 78.1, 4: 90.9}, THEIRS),  # better, tho
 def _check_verdict(answer) -> None:
     require_function(answer)
     found = [answer(dict(ours), dict(theirs)) for ours, theirs in PAIRS]
-    require(None not in found, "the function returned nothing, that is None; does each way through it end with return?")
+    require_returned(*found)
     expected = _verdicts(_half)
     shown = next((f"{ours} against {theirs} is {right!r}, and the function says {said!r}"
-                  for (ours, theirs), right, said in zip(PAIRS, expected, found, strict=True) if said != right), "")
+                  for (ours, theirs), right, said in zip(PAIRS, expected, found, strict=True) if not same(said, right)), "")
     require_same(found, expected, {
         "it takes the difference the wrong way round": _verdicts(_half, sign=-1),
         "a higher mean is not enough: the interval of the difference may still hold 0": _verdicts(lambda gaps: 0),

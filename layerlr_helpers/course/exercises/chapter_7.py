@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from layerlr_helpers.course.exercises.exercise import Exercise, require, require_function, require_same, same
+from layerlr_helpers.course.exercises.exercise import Exercise, require, require_function, require_returned, require_same, same
 
 
 def _accuracies(seeds: range, seed: int) -> tuple[dict[int, float], dict[int, float]]:
@@ -37,7 +37,7 @@ def _check_paired_interval(answer) -> None:
 
 def _three_numbers(found: object) -> list[float]:
     """What was found as a list of three plain numbers."""
-    require(found is not None, "the function returned nothing, that is None; does each way through it end with return?")
+    require_returned(found)
     numbers = list(found) if isinstance(found, tuple | list | np.ndarray | Tensor | pd.Series) else []
     require(len(numbers) == 3 and all(_is_number(number) for number in numbers),
             f"the function has to return three numbers: the mean difference, then low and high; it returned {found!r}")
@@ -97,7 +97,7 @@ def _require_choice(answer: Callable, runs: pd.DataFrame) -> None:
     found = answer(runs.copy())
     if isinstance(found, pd.Series):
         found = found.to_dict()
-    require(found is not None, "the function returned nothing, that is None; does each way through it end with return?")
+    require_returned(found)
     ways = sorted(runs["strategy"].unique())
     require(isinstance(found, dict) and sorted(map(str, found)) == ways,
             f"the function has to return a dictionary with the chosen rates of each strategy, here of {', '.join(ways)}")

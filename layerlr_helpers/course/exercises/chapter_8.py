@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from layerlr_helpers.course.exercises.exercise import Exercise, Wrong, require, require_function, require_same
+from layerlr_helpers.course.exercises.exercise import Exercise, Wrong, require, require_function, require_returned, require_same
 
 
 def _check_split(answer) -> None:
@@ -103,7 +103,7 @@ def _check_wilson(answer) -> None:
     require_function(answer)
     for right, total in ((18, 20), (45, 50), (0, 30), (12, 12), (1286, 1497)):
         found = answer(right, total)
-        require(found is not None, "the function returned nothing, that is None; does each way through it end with return?")
+        require_returned(found)
         ends = found.tolist() if isinstance(found, Tensor | np.ndarray) else found
         require(isinstance(ends, tuple | list) and len(ends) == 2, f"the function has to return two numbers, and not {found!r}")
         _require_wilson([float(end) for end in ends], right, total)

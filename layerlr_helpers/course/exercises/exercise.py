@@ -40,6 +40,12 @@ def require_function(answer: object) -> None:
     require(callable(answer), f"the answer has to be a function, and this is {answer!r}; pass its name, without brackets")
 
 
+def require_returned(*answers: object) -> None:
+    """Raise :class:`Wrong` if one of the answers is None, which is what a function without ``return`` gives."""
+    require(all(answer is not None for answer in answers),
+            "the function returned nothing, that is None; does each way through it end with return?")
+
+
 def same(found: object, expected: object, tolerance: float = 1e-6) -> bool:
     """Whether two answers are equal up to rounding: numbers, tensors, or dictionaries and lists of them."""
     if isinstance(expected, Mapping):
@@ -66,7 +72,7 @@ def require_same(found: object, expected: object, mistakes: Mapping[str, object]
     """
     if same(found, expected, tolerance):
         return
-    require(found is not None, "the function returned nothing, that is None; does each way through it end with return?")
+    require_returned(found)
     for hint, wrong in mistakes.items():
         if same(found, wrong, tolerance):
             raise Wrong(hint)
