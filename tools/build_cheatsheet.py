@@ -154,10 +154,8 @@ class Sheet:
 
     def items(self, block: dict) -> list[Box]:
         """A box for each item, with its bullet or number."""
-        ordered, indent = block["attrs"]["ordered"], 3.2
-        first = block["attrs"].get("start", 1)
-        if ordered:
-            indent = 5.0
+        ordered, first = block["attrs"]["ordered"], block["attrs"].get("start", 1)
+        indent = 5.0 if ordered else 3.2
         result = []
         for number, item in enumerate(block["children"], start=first):
             if [child["type"] for child in item["children"]] != ["block_text"]:
