@@ -75,6 +75,9 @@ def probe_layers(features: Mapping[str, np.ndarray], targets: Mapping[str, Tenso
     rows = []
     for target, labels in targets.items():
         labels = np.asarray(labels)
+        if wrong := {layer: len(values) for layer, values in features.items() if len(values) != len(labels)}:
+            raise ValueError(f"the target {target!r} has {len(labels)} labels, and these layers have features of another "
+                             f"number of examples: {wrong}")
         train, test = train_test_split(np.arange(len(labels)), test_size=0.5, random_state=seed, stratify=labels)
         chance = np.bincount(labels[test]).max() / len(test)
         for layer, values in features.items():

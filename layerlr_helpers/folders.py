@@ -1,13 +1,17 @@
 """Reading folders of examples, one subfolder a class, with errors that say what is wrong with a folder or a file."""
 
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from layerlr_helpers.files import is_utf8, shown
+from layerlr_helpers.naming import listed
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 # Endings, and names without one, of files that often lie beside the examples: they are left out without a warning.
@@ -67,14 +71,30 @@ def read_class_folders(path: str | Path, read: Callable[[Path], object], kind: F
     return contents, labels, places, tuple(folder.name for folder in folders)
 
 
+def check_labels(labels: Tensor, examples: int, class_names: Sequence[str], what: str) -> None:
+    """Raise a ValueError unless each example has a label, and each label is the number of a class."""
+    if len(labels) != examples:
+        raise ValueError(f"each {what} needs a label, got {examples} {what}s and {len(labels)} labels")
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels are whole numbers, not {labels.dtype}")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
+        raise ValueError(f"labels are numbers of the {len(class_names)} classes, from 0 to {len(class_names) - 1}; these go "
+                         f"from {int(labels.min())} to {int(labels.max())}")
+
+
 def _class_folders(path: Path, kind: FileKind) -> list[Path]:
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {shown(path)}")
     folders = _subfolders(path)
-    if folders and all(folder.name.lower() in SPLITS for folder in folders) and any(map(_subfolders, folders)):
-        example = next((folder for folder in folders if folder.name.lower().startswith("train")), folders[0])
+    named_like_splits = all(SPLITS & set(re.split(r"[_\-\d]+", folder.name.lower())) for folder in folders)  # seg_train as well
+    if named_like_splits and any(map(_subfolders, folders)):
+        example = next((folder for folder in folders if "train" in folder.name.lower()), folders[0])
         raise ValueError(f"the folders {', '.join(folder.name for folder in folders)} in {shown(path)} are parts of the data "
                          f"and no classes; pass one whose subfolders are the classes, e.g. {shown(example)}")
+    if len(folders) == 1 and _subfolders(folders[0]):
+        raise ValueError(f"{shown(path)} has one subfolder, {folders[0].name}, which has the subfolders "
+                         f"{listed([folder.name for folder in _subfolders(folders[0])], 6)}; if these are the classes, pass "
+                         f"{shown(folders[0])}")
     for entry in _not_hidden(path):
         if (problem := _link_problem(entry, [path.resolve()])) and not (kind.is_one(entry) or _is_note(entry, kind)):
             raise ValueError(f"the class {shown(entry)} cannot be read: {problem}; mend the link or remove it")
@@ -93,6 +113,9 @@ def _files(path: Path, folders: Sequence[Path], kind: FileKind) -> list[tuple[in
     """
     files = [(label, file, problem) for label, folder in enumerate(folders)
              for file, problem in sorted(_walk(folder, [path.resolve()])) if not _is_note(file, kind)]
+    if loose := [file.name for file in _not_hidden(path) if file.is_file() and kind.is_one(file) and not _is_note(file, kind)]:
+        warnings.warn(f"left out {len(loose)} {kind.name}(s) in {shown(path)} that are in no class's folder: "
+                      f"{listed(loose, 6)}", stacklevel=4)
     others = Counter(file.suffix.lower() or "without an ending" for _, file, problem in files
                      if not (problem or kind.is_one(file)))
     if others:

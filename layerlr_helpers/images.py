@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
-from layerlr_helpers.folders import FileKind, read_class_folders
+from layerlr_helpers.folders import FileKind, check_labels, read_class_folders
 
 # ImageNet's channel statistics: the built-in data use them too, so one network input convention serves all weights.
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -29,13 +29,19 @@ class ImageSet(Dataset):
         class_names: the name of each label.
         factors: what is known about each image beside its label, each a tensor whose first dimension is N.
 
-    Indexing gives ``(float image [3, H, W], normalised with ImageNet's mean and standard deviation, int label)``.
+    Indexing gives ``(float image [3, H, W], normalised with ImageNet's mean and standard deviation, int label)``. Images of
+    another form, and labels that do not fit the images or the classes, are a ValueError.
     """
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
     factors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise ValueError(f"images are uint8 [N, 3, H, W], from 0 to 255, not {self.images.dtype} {list(self.images.shape)}")
+        check_labels(self.labels, len(self.images), self.class_names, "image")
 
     def __repr__(self) -> str:
         height, width = self.images.shape[-2:]

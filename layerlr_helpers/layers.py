@@ -5,7 +5,7 @@ which, a layer's depth is the longest way from it to an output, and what is besi
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import takewhile
@@ -45,6 +45,16 @@ class LayerGroup:
 
     def __repr__(self) -> str:
         return f"LayerGroup({self.name!r}, {len(self.params)} tensors, {self.size:,} parameters)"
+
+
+def check_current(groups: Iterable[LayerGroup]) -> None:
+    """Raise a ValueError if parameters of the groups are no longer in their model, so that to freeze them would do nothing."""
+    for model in {id(group.model): group.model for group in groups if group.model is not None}.values():
+        grouped = {name: p for group in groups if group.model is model for name, p in group.params.items()}
+        present = {id(p) for p in model.parameters()}
+        if gone := [name for name, p in grouped.items() if id(p) not in present]:
+            raise ValueError(f"{listed(gone, 6)} of {type(model).__name__} were replaced after the model was grouped, by a new "
+                             "layer, a parametrization or load_state_dict(assign=True); call layer_groups again")
 
 
 def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "stage",

@@ -121,7 +121,11 @@ class Objective:
         if not isinstance(outputs, Tensor):
             raise ValueError(f"the model returns a {type(outputs).__name__} with neither logits nor a loss; give loss_fn=…, a "
                              "function of what it returns and the labels")
-        return F.cross_entropy(*next(_readings(outputs, labels), (outputs, labels)))
+        logits, classes = next(_readings(outputs, labels), (outputs, labels))
+        if logits.ndim > 1 and logits.shape[1] == 1 and _are_classes(classes):
+            raise ValueError(f"cross-entropy needs an output for each class, and the model has one, of shape "
+                             f"{list(outputs.shape)}; give it one for each class, or pass loss_fn=torch.nn.BCEWithLogitsLoss()")
+        return F.cross_entropy(logits, classes)
 
     def _look_for_shift(self, outputs, labels, loss: Tensor) -> None:
         """Find out whether a model's own loss takes the label in each place or, as language models do, in the next one."""

@@ -8,7 +8,7 @@ import pandas as pd
 from torch import nn
 from torch.optim import Optimizer
 
-from layerlr_helpers.layers import LayerGroup, layer_groups
+from layerlr_helpers.layers import LayerGroup, check_current, layer_groups
 from layerlr_helpers.naming import assigned, listed, matching
 
 Rates = Callable[[Sequence[LayerGroup]], dict[str, float]]
@@ -91,6 +91,7 @@ def param_groups(model_or_groups: nn.Module | Sequence[LayerGroup], rates: Rates
     includes nothing are a ValueError.
     """
     groups = layer_groups(model_or_groups) if isinstance(model_or_groups, nn.Module) else list(model_or_groups)
+    check_current(groups)
     if weight_decay is not None:
         _check_rate("weight_decay", weight_decay)
     lrs, depths = _resolved_rates(rates, groups), depth_by_name(groups)
@@ -159,6 +160,9 @@ def _resolved_rates(rates: Rates | Mapping[str, float], groups: Sequence[LayerGr
     names = [group.name for group in groups]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"expected layer groups of different names, got {listed(names) or 'none'}")
+    if not isinstance(rates, Mapping) and not callable(rates):
+        raise TypeError(f"rates must be a function such as uniform(1e-3) or layer_decay(1e-3, 0.7), or a dictionary from group "
+                        f"names to rates, not {rates!r}")
     lrs = per_group(rates)(groups) if isinstance(rates, Mapping) else rates(groups)
     if set(lrs) != set(names):
         missing, unknown = [n for n in names if n not in lrs], [n for n in lrs if n not in names]

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from layerlr_helpers.layers import LayerGroup
 from layerlr_helpers.metrics import check_metrics
@@ -40,6 +40,9 @@ def check_run(model: nn.Module, optimizer: Optimizer, *, epochs, steps, batches,
         (checkpoint_every is not None
          and (checkpoint is None or not isinstance(checkpoint_every, Integral) or checkpoint_every < 1),
          f"checkpoint_every={checkpoint_every} must be a whole number, 1 or above; it needs checkpoint=…, the file to save to"),
+        (isinstance(optimizer, LBFGS), "LBFGS calls the model several times in a step, which fit cannot do; use AdamW or SGD"),
+        (number and not _something_trains(model, loss_fn, unfreezing),
+         "nothing trains at step 0: every parameter is frozen, or the plan has no group yet; let one train from the start"),
         (batches == 0, "the train loader has no batch (is its batch_size above the number of images, with drop_last?)"),
         (steps is None and batches is None, "this train loader has no length; pass steps=… in place of epochs=…")]
     for wrong, message in problems:
@@ -69,12 +72,23 @@ def check_precision(autocast: torch.dtype | None, model: nn.Module | None = None
 
 
 def check_schedule(schedule, schedule_every: str, total: int, resuming: bool) -> None:
-    """Raise a ValueError if a schedule that ends with an error, such as OneCycleLR, has fewer steps left than the run."""
+    """Refuse a OneCycleLR that has fewer steps left than the run, since it would end it; warn of another such schedule."""
     if schedule_every == "step" and hasattr(schedule, "total_steps"):
         left = schedule.total_steps - (0 if resuming else schedule.last_epoch)
         if total > left:
-            raise ValueError(f"the schedule has {left} steps left and the run has {total}; make the schedule with "
-                             f"total_steps={total}")
+            found = f"the schedule has {left} steps left and the run has {total}"
+            if isinstance(schedule, OneCycleLR):
+                raise ValueError(f"{found}; make the schedule with total_steps={total}")
+            warnings.warn(f"{found}; after these it stays at its last rates, which may be 0. Make the schedule with "
+                          f"total_steps={total}", stacklevel=3)
+
+
+def _something_trains(model: nn.Module, loss_fn, unfreezing) -> bool:
+    """Whether a parameter of the model or of the loss requires a gradient at the first step."""
+    planned = {id(p) for group in getattr(unfreezing, "groups", ()) for p in group.params.values()}
+    at_start = unfreezing.training_at(0) if planned and hasattr(unfreezing, "training_at") else None
+    return any(p.requires_grad if at_start is None or id(p) not in planned else id(p) in at_start
+               for module in (model, loss_fn) if isinstance(module, nn.Module) for p in module.parameters())
 
 
 def groups_outside(param_groups: Iterable[dict], groups: Iterable[LayerGroup]) -> list[str]:

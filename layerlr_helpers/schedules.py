@@ -124,6 +124,9 @@ def preview(groups: Optimizer | Sequence[dict], schedule: Callable[[Optimizer], 
     """
     _check_steps(total_steps)
     group_of_name = named(groups)
+    if schedule is not None and not callable(schedule):
+        raise TypeError(f"schedule must be a function that makes one, such as lambda o: one_cycle(o, {total_steps}), not a "
+                        f"{type(schedule).__name__}")
     trains_at = _training_groups(group_of_name, plan)
     optimizer = _Rehearsal(group_of_name.values(), getattr(groups, "defaults", {}))
     scheduler = schedule(optimizer) if schedule is not None else None
@@ -177,7 +180,9 @@ def _scheduler(optimizer: Optimizer, factor: Callable[[int], float]) -> LambdaLR
     for group in optimizer.param_groups:
         if "max_lr" in group:  # a one-cycle schedule left its low start as initial_lr, which LambdaLR would take for the peak
             group["initial_lr"] = group.pop("max_lr")
-    return LambdaLR(optimizer, factor)
+    scheduler = LambdaLR(optimizer, factor)
+    scheduler.total_steps = factor.total_steps  # as torch's OneCycleLR has it, so that fit can compare it with the run
+    return scheduler
 
 
 def _check_no_scale(optimizer: Optimizer) -> None:

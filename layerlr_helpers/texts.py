@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from layerlr_helpers.files import shown
-from layerlr_helpers.folders import FileKind, read_class_folders
+from layerlr_helpers.folders import FileKind, check_labels, read_class_folders
 from layerlr_helpers.minilm import minilm_tokenizer
 from layerlr_helpers.naming import listed
 
@@ -80,18 +80,18 @@ def text_set(texts: Sequence[str], labels: Sequence[int] | Tensor, class_names: 
     the beginning and the end. An empty text, fewer than two classes, a label that is not one of them, and other numbers of
     labels than of texts are a ValueError.
     """
+    if isinstance(texts, str):
+        raise ValueError("texts is a sequence of strings, not a single one")
     texts, labels = tuple(texts), torch.as_tensor(labels)
-    if empty := [row for row, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]:
-        raise ValueError(f"{len(empty)} of {len(texts)} texts are empty or no text, at {listed(map(str, empty), 6)} counted "
-                         "from 0; leave them out")
-    if len(labels) != len(texts) or not texts:
-        raise ValueError(f"each text needs a label, got {len(texts)} texts and {len(labels)} labels")
+    if empty := [row for row, text in enumerate(texts) if not _is_text(text)]:
+        raise ValueError(f"{len(empty)} of {len(texts)} texts are empty or no text, at "
+                         f"{listed(map(str, empty), 6)} counted from 0; leave them out")
+    if not texts:
+        raise ValueError("there are no texts")
     if len(class_names) < 2:
         raise ValueError(f"a classifier needs texts of two classes or more, these have {len(class_names)}: "
                          f"{listed(class_names)}")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
-        raise ValueError(f"labels are numbers of the {len(class_names)} classes, from 0 to {len(class_names) - 1}; these go "
-                         f"from {int(labels.min())} to {int(labels.max())}")
+    check_labels(labels, len(texts), class_names, "text")
     if max_tokens < 3:
         raise ValueError(f"max_tokens must be at least 3, since two tokens mark the beginning and the end, not {max_tokens}")
     tokenizer = minilm_tokenizer() if tokenizer is None else tokenizer
@@ -145,6 +145,13 @@ def text_table(path: str | Path, *, text: str = "text", label: str = "label", to
 
 def _read_text(file: Path) -> str:
     text = file.read_text(encoding="utf-8-sig")
-    if not text.strip():
+    if "\0" in text:
+        raise ValueError("it has zero bytes, so it is damaged or not UTF-8")
+    if not _is_text(text):
         raise ValueError("it has no text")
     return text
+
+
+def _is_text(text: object) -> bool:
+    """Whether it is a string with something to read, and without zeros, which only a damaged text has."""
+    return isinstance(text, str) and "\0" not in text and any(c.isprintable() and not c.isspace() for c in text)

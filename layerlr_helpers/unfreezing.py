@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from layerlr_helpers.holding import hold_still, layers_with_state
-from layerlr_helpers.layers import FROZEN_BY_PLAN, LayerGroup
+from layerlr_helpers.layers import FROZEN_BY_PLAN, LayerGroup, check_current
 from layerlr_helpers.naming import assigned, check_choice, listed, matching
 from layerlr_helpers.param_groups import depth_by_name
 
@@ -98,11 +98,13 @@ class ProgressiveUnfreezing:
 
     What a group names as ``fixed``, because it required no gradient when the model was grouped, never trains, nor do whole
     numbers. A name or pattern that stands for nothing else gets a warning, unless other groups have both kinds, as under
-    LoRA. A plan that names a group that does not exist and an unknown ``batch_norm`` are a ValueError.
+    LoRA. A plan that names a group that does not exist, an unknown ``batch_norm``, and groups whose parameters were replaced
+    in the model since are a ValueError.
     """
 
     def __init__(self, groups: Sequence[LayerGroup], plan: UnfreezePlan, *, batch_norm: str = "freeze"):
         check_choice("batch_norm", batch_norm, ("freeze", "statistics", "train", "hold"))
+        check_current(groups)
         self.groups, self.batch_norm = list(groups), batch_norm
         self.plan = plan.resolved([group.name for group in groups])
         if not any(group.fixed and may_train(group) for group in groups):
@@ -215,6 +217,7 @@ def unfreeze(groups: Sequence[LayerGroup], *patterns: str, fixed: bool = False) 
     trains as well, and so it does in plans from now on. Whole numbers never train. A layer with a state whose scale and
     shift are in different groups is let go when both train. No pattern, or one that matches no group, is a ValueError.
     """
+    check_current(groups)
     chosen = _chosen(groups, patterns)
     if fixed:
         for group in groups:

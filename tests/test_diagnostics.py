@@ -119,3 +119,8 @@ def test_the_split_depends_on_the_seed_alone_and_chance_is_the_commonest_class()
     assert first.equals(again)
     assert not first.equals(other)
     assert first.chance[0] == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_probe_of_labels_for_other_examples_is_refused():
+    with pytest.raises(ValueError, match=r"the target 'y' has 5 labels, .*'stem': 16"):
+        probe_layers({"stem": np.zeros((16, 3))}, {"y": torch.tensor([0, 1, 0, 1, 0])})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from layerlr_helpers import image_folder
+from layerlr_helpers import ImageSet, image_folder
 
 # --- images in memory -------------------------------------------------------------------------------------------------
 
@@ -362,3 +362,36 @@ def test_a_photograph_is_turned_upright(tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (500, 3)])
 def test_odd_sizes_are_read(tmp_path, size):
     assert saved(tmp_path, "x.png", colour_image(size)).mean((1, 2)).tolist() == [200, 30, 30]
+
+
+@pytest.mark.parametrize(("arguments", "problem"), [
+    ((torch.rand(4, 3, 8, 8), torch.zeros(4).long()), r"images are uint8 \[N, 3, H, W\], from 0 to 255, not torch.float32"),
+    ((torch.zeros(4, 8, 8, 3, dtype=torch.uint8), torch.zeros(4).long()), r"not torch.uint8 \[4, 8, 8, 3\]"),
+    ((torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(3).long()), "got 4 images and 3 labels"),
+    ((torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 1])), "from 0 to 1; these go from 0 to 2"),
+    ((torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4)), "labels are whole numbers, not torch.float32")])
+def test_images_and_labels_that_do_not_fit_are_refused(arguments, problem):
+    with pytest.raises(ValueError, match=problem):
+        ImageSet(*arguments, ("a", "b"))
+
+
+@pytest.mark.parametrize("splits", [("seg_train", "seg_test"), ("train_set", "test_set"), ("train-2", "val2017")])
+def test_splits_are_known_by_a_part_of_their_name(folder, splits):
+    for split in splits:
+        shutil.copytree(folder / "cat", folder / "all" / split / "cat")
+        shutil.copytree(folder / "dog", folder / "all" / split / "dog")
+    with pytest.raises(ValueError, match="no classes"):
+        image_folder(folder / "all", image_size=16)
+
+
+def test_a_folder_around_the_classes_is_not_taken_for_a_class(folder, tmp_path_factory):
+    whole = tmp_path_factory.mktemp("whole")
+    shutil.copytree(folder, whole / "images")
+    with pytest.raises(ValueError, match=r"one subfolder, images, which has the subfolders .*cat.*dog.*; if these are"):
+        image_folder(whole, image_size=16)
+
+
+def test_images_beside_the_class_folders_are_counted_in_a_warning(folder):
+    colour_image().save(folder / "loose.png")
+    with pytest.warns(UserWarning, match=r"left out 1 image\(s\) .* in no class's folder: loose.png"):
+        image_folder(folder, image_size=16)

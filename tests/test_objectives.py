@@ -213,3 +213,8 @@ def test_a_loss_of_ones_own_says_what_it_ignores():
     labels = torch.tensor([0, 2, -100])
     assert [Objective(Focal(ignored)).weight((LOGITS, labels)) for ignored in (2, -100, None)] == [2, 2, 2]
     assert Objective(Focal(2)).weight((LOGITS, torch.tensor([2, 2, 1]))) == 1
+
+
+def test_a_single_output_with_classes_as_labels_is_refused_and_not_a_loss_of_zero():
+    with pytest.raises(ValueError, match=r"the model has one, of shape \[4, 1\]; .*BCEWithLogitsLoss"):
+        Objective().outcome(nn.Linear(3, 1), (torch.ones(4, 3), torch.zeros(4, dtype=torch.long)))

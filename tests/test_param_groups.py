@@ -434,3 +434,8 @@ def test_a_rate_may_be_a_tensor():
     optimizer = torch.optim.Adam([{**group, "lr": torch.tensor(group["lr"])} for group in param_groups(small(), uniform(0.5))])
     assert current_rates(optimizer) == {"stem": 0.5, "2": 0.5, "head": 0.5}
     assert list(describe(optimizer).lr) == [0.5] * 3
+
+
+def test_a_number_in_place_of_rates_is_refused_with_what_works():
+    with pytest.raises(TypeError, match=r"uniform\(1e-3\).*not 0.001"):
+        param_groups(nn.Linear(2, 2), 1e-3)

@@ -8,7 +8,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from layerlr_helpers import ProgressiveUnfreezing, UnfreezePlan, fit, layer_decay, layer_groups, new_head, param_groups
+from layerlr_helpers import (
+    ProgressiveUnfreezing,
+    UnfreezePlan,
+    fit,
+    freeze,
+    layer_decay,
+    layer_groups,
+    new_head,
+    param_groups,
+    slanted_triangular,
+    uniform,
+    warmup_cosine,
+)
 from layerlr_helpers.preflight import check_precision
 from layerlr_helpers.unfreezing import PlateauUnfreezing
 
@@ -110,3 +122,35 @@ def test_an_unfreezing_that_waits_for_a_metric_that_will_not_come_is_refused():
                 fit(model, optimizer, BATCHES, epochs=1, unfreezing=unfreezing, val_loader=BATCHES, metrics=metrics)
         else:
             fit(model, optimizer, BATCHES, epochs=1, unfreezing=unfreezing, val_loader=BATCHES, metrics=metrics, progress=False)
+
+
+def test_a_run_in_which_nothing_trains_is_refused_before_anything_changes():
+    model, loader = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), [(torch.ones(2, 4), torch.tensor([0, 1]))]
+    groups = layer_groups(model)
+    optimizer = torch.optim.SGD(param_groups(groups, uniform(0.1)))
+    late = ProgressiveUnfreezing(groups, UnfreezePlan({"head": 1}))
+    with pytest.raises(ValueError, match="nothing trains at step 0"):
+        fit(model, optimizer, loader, steps=2, unfreezing=late, progress=False)
+    assert all(p.requires_grad for p in model.parameters())
+    freeze(groups, "*")
+    with pytest.raises(ValueError, match="nothing trains at step 0"):
+        fit(model, optimizer, loader, steps=2, progress=False)
+    from_the_start = ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}))
+    assert len(fit(model, optimizer, loader, steps=2, unfreezing=from_the_start, progress=False).rows) == 2
+
+
+def test_an_optimizer_that_calls_the_model_itself_is_refused():
+    model = nn.Linear(4, 2)
+    with pytest.raises(ValueError, match="LBFGS"):
+        fit(model, torch.optim.LBFGS(model.parameters()), [], steps=1)
+
+
+@pytest.mark.parametrize("schedule", [lambda o: warmup_cosine(o, 12, warmup_steps=1), lambda o: slanted_triangular(o, 12)])
+def test_a_run_that_goes_on_after_its_schedule_has_ended_gets_a_warning(schedule, recwarn):
+    model, loader = nn.Linear(4, 2), [(torch.ones(2, 4), torch.tensor([0, 1]))] * 12
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    made = schedule(optimizer)
+    fit(model, optimizer, loader, steps=12, schedule=made, progress=False)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="the schedule has 0 steps left and the run has 2; after these"):
+        fit(model, optimizer, loader, steps=2, schedule=made, progress=False)

@@ -318,3 +318,9 @@ def test_preview_refuses_what_it_cannot_know():
         preview(optimizer, None, 5, plan=UnfreezePlan({"g22": 0}))
     with pytest.raises(ValueError, match="total_steps"):
         preview(optimizer, None, 0)
+
+
+def test_a_schedule_in_place_of_the_function_that_makes_one_is_refused():
+    optimizer = SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"lambda o: one_cycle\(o, 12\), not a LambdaLR"):
+        preview(optimizer, slanted_triangular(optimizer, 12), 12)

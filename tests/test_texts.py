@@ -57,10 +57,14 @@ def test_a_fingerprint_depends_on_texts_labels_and_length(data):
 @pytest.mark.parametrize(("arguments", "problem"), [
     ((["a", " "], [0, 1], "ab"), "1 of 2 texts are empty or no text, at 1 counted from 0"),
     ((["a", None], [0, 1], "ab"), "empty or no text, at 1"),
-    (([], [], "ab"), "got 0 texts and 0 labels"),
+    (([], [], "ab"), "there are no texts"),
     ((["a"], [0, 1], "ab"), "each text needs a label, got 1 texts and 2 labels"),
     ((["a", "b"], [0, 0], "a"), "two classes or more, these have 1: a"),
     ((["a", "b"], [0, 2], "ab"), "from 0 to 1; these go from 0 to 2"),
+    ((["a", "b\0c"], [0, 1], "ab"), "empty or no text, at 1"),
+    ((["a", "\u200b"], [0, 1], "ab"), "empty or no text, at 1"),
+    (("ab", [0, 1], "ab"), "a sequence of strings, not a single one"),
+    ((["a", "b"], [0.0, 0.5], "ab"), "labels are whole numbers, not torch.float32"),
 ])
 def test_texts_that_cannot_be_learned_from_are_refused(arguments, problem):
     with pytest.raises(ValueError, match=problem):

@@ -889,3 +889,28 @@ def test_a_compiled_model_trains_and_holds_what_an_uncompiled_one_does(batch_nor
     assert moved == [1, 2, 2, 3, 3]  # from steps 1 to 5: the head, then layer 3 from step 2 on, then layer 0 from step 4 on
     for plain, compiled in zip(*ends, strict=True):
         torch.testing.assert_close(plain, compiled)
+
+
+@pytest.mark.parametrize("replace", [
+    lambda model: setattr(model, "2", nn.Linear(8, 5)),
+    lambda model: model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True),
+    lambda model: nn.utils.parametrizations.weight_norm(model[0])])
+def test_groups_whose_parameters_were_replaced_are_refused_by_all_that_use_them(replace):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    groups = layer_groups(model)
+    replace(model)
+    for use in (lambda: freeze(groups, "*"), lambda: unfreeze(groups, "*"), lambda: param_groups(groups, uniform(0.1)),
+                lambda: ProgressiveUnfreezing(groups, UnfreezePlan({"head": 0}))):
+        with pytest.raises(ValueError, match="replaced after the model was grouped"):
+            use()
+    assert all(p.requires_grad for p in model.parameters())
+    freeze(layer_groups(model), "*")
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_groups_of_a_model_that_moved_or_was_compiled_are_still_its_own():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    groups = layer_groups(model)
+    model.half().float()
+    torch.compile(model)
+    assert freeze(groups, "stem") == {"stem"}

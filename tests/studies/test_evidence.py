@@ -11,7 +11,7 @@ from IPython.display import Markdown
 
 from layerlr_helpers.course import plots
 from layerlr_helpers.studies import evidence
-from layerlr_helpers.studies.catalogue import PHOTOGRAPHS, STUDIES
+from layerlr_helpers.studies.catalogue import STUDIES
 from layerlr_helpers.studies.evidence import check
 from layerlr_helpers.studies.results import KEY, read_rows, winners
 
