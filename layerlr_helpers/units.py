@@ -209,7 +209,11 @@ def _is_opened(name: str, module: nn.Module, parent: nn.Module | None, tree: _Tr
     """Whether to look into a module, as into a stage, rather than keep it whole, as a block."""
     if granularity == "child":
         return module is tree.model
-    if granularity == "tensor" or module is tree.model:
+    if granularity == "tensor":
+        return True
+    if [*module._modules] == ["parametrizations"]:  # one layer, whose weight is computed from others, as under weight norm
+        return False
+    if module is tree.model:
         return True
     kernels = tree.kernels[module]
     if type(module) in CONTAINERS:

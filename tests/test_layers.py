@@ -356,6 +356,20 @@ def test_a_plain_sequential():
     assert names(model, granularity="child") == ["0", "2", "4"]
 
 
+@pytest.mark.parametrize("granularity", ["stage", "block", "child"])
+def test_layers_under_weight_norm_end_in_a_head_as_without_it(granularity):
+    def groups_of(change):
+        model = nn.Sequential(change(nn.Linear(8, 8)), nn.ReLU(), change(nn.Linear(8, 8)), nn.ReLU(), change(nn.Linear(8, 8)))
+        return [(group.name, group.depth) for group in layer_groups(model, granularity=granularity)]
+
+    assert groups_of(nn.utils.parametrizations.weight_norm) == groups_of(lambda layer: layer)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))])
+def test_a_layer_that_is_the_model_is_a_head(layer):
+    assert names(layer) == ["head"]
+
+
 @pytest.mark.parametrize(("granularity", "expected"), [("stage", ["head"]), ("block", ["head"]), ("child", ["root"]),
                                                        ("tensor", ["weight", "bias"])])
 def test_a_single_layer(granularity, expected):

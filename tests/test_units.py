@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from layerlr_helpers.tracing import trace_forward
 from layerlr_helpers.units import Unit, cut_into_units, fold_norms, fold_parameterless
@@ -77,6 +78,12 @@ def test_a_convolution_with_its_norm_in_a_sequential_is_one_unit_and_two_convolu
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
                           nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 3)))
     assert names(model) == ["0", "1.0", "1.1"]
+
+
+@pytest.mark.parametrize("parametrized", [parametrizations.weight_norm, parametrizations.spectral_norm])
+@pytest.mark.parametrize("layer", [lambda: nn.Linear(4, 4), lambda: nn.Conv2d(4, 4, 1)])
+def test_a_layer_whose_weight_is_computed_from_others_is_one_unit(parametrized, layer):
+    assert names(nn.Sequential(*(parametrized(layer()) for _ in range(3)))) == ["0", "1", "2"]
 
 
 def test_blocks_in_attributes_that_count_are_found_too():
