@@ -71,7 +71,7 @@ def layer_groups(model: nn.Module, example_input=None, *, granularity: str = "st
         granularity: ``"stage"``: runs of blocks between changes of resolution, in a transformer each encoder layer,
             ResNet-18 gives stem, layer1, layer2, layer3, layer4, head. ``"child"``: the model's direct children by
             their own names (conv1, bn1, layer1, …, fc). ``"block"``: every residual or encoder block on its own.
-            ``"tensor"``: every parameter on its own, at the depth of its layer.
+            ``"tensor"``: every parameter on its own; a norm counts as a layer of its own here.
         head: the name or a pattern of the modules that are the head, where you know better than the flow of the data.
 
     The last layer before an output is ``head``; of several outputs each has one, ``head.NAME``. A model that has none, a

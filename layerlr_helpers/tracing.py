@@ -78,10 +78,11 @@ class _Recorder(TorchFunctionMode):
         tensors = [*tensors_in((args, kwargs))] if nested else [arg for arg in args if isinstance(arg, Tensor)]
         met = [t for t in tensors if id(t) in numbers]
         if met and next(tensors_in(result), None) is not None:  # reading a shape or a device is no use
+            moment = next(self.moments)  # the same for a weight and its bias
             for p in met:
                 key = id(p)
                 if key not in self.trace.first_uses:
-                    self.trace.first_uses[key] = next(self.moments)
+                    self.trace.first_uses[key] = moment
                     if func.__name__.strip("_") in _BESIDE:
                         self.trace.beside.add(key)
                 self.last_given[key] = _nodes(t for t in tensors if t is not p)
@@ -92,7 +93,8 @@ class _Recorder(TorchFunctionMode):
         moment, nodes = next(self.moments), _nodes(tensors_in((args, kwargs)))
         self.trace.first_calls.setdefault(name, moment)
         self.given.setdefault(name, []).extend(nodes)
-        own = [p for p in module._parameters.values() if p is not None] if not module._modules else []
+        is_layer = name and not module._modules  # a model that holds its parameters itself may be many layers
+        own = [p for p in module._parameters.values() if p is not None] if is_layer else []
         for p in own:
             self.trace.first_uses.setdefault(id(p), moment)
             self.last_given[id(p)] = nodes

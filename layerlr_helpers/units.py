@@ -19,6 +19,7 @@ from layerlr_helpers.tracing import Trace
 
 MOST = 0.75  # the share of its kernels that a stage has in its blocks
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+PARAMETER_LISTS = (nn.ParameterList, nn.ParameterDict)
 
 
 @dataclass(eq=False)
@@ -94,7 +95,8 @@ def cut_into_units(model: nn.Module, trace: Trace, granularity: str, whole: Iter
         children = [(child_name, child) for child_name, child in module.named_children() if tree.holds[child]]
         above_whole = any(not name or other.startswith(f"{name}.") for other in whole)
         opened = name not in whole and (above_whole or _is_opened(name, module, parent, tree, granularity, trace))
-        if not children or not opened:
+        is_chain = (module is model or isinstance(module, PARAMETER_LISTS)) and _is_chain_of_parameters(module, trace)
+        if not (opened and (children or (is_chain and granularity != "child"))):
             params = claim(module.named_parameters(name))
             called = [inner for inner, _ in module.named_modules(prefix=name) if inner in trace.first_calls]
             last = name if name in trace.shapes else max(called, key=trace.first_calls.get, default=name)
@@ -125,9 +127,10 @@ def fold_norms(units: Iterable[Unit]) -> list[Unit]:
     Parts without parameters, such as a norm that has only statistics, are folded in the same way.
     """
     folded: list[Unit] = []
-    for unit in sorted(units, key=lambda unit: unit.first_run):
-        if unit.kernels == 0 and (unit.fed or not unit.params):
-            before = [i for i, other in enumerate(folded) if other.feeds(unit)] or [len(folded) - 1] * bool(folded)
+    for unit in sorted(units, key=lambda unit: (unit.first_run, unit.kernels == 0)):
+        weights = [i for i, other in enumerate(folded) if other.first_run == unit.first_run and other.kernels]  # of this bias
+        if unit.kernels == 0 and (unit.fed or not unit.params or weights):
+            before = weights or [i for i, other in enumerate(folded) if other.feeds(unit)] or [len(folded) - 1] * bool(folded)
             if before:
                 folded[before[-1]] = folded[before[-1]].joined_with(unit)
                 continue
@@ -213,7 +216,7 @@ def _is_opened(name: str, module: nn.Module, parent: nn.Module | None, tree: _Tr
         return True
     if [*module._modules] == ["parametrizations"]:  # one layer, whose weight is computed from others, as under weight norm
         return False
-    if module is tree.model:
+    if module is tree.model or isinstance(module, PARAMETER_LISTS):
         return True
     kernels = tree.kernels[module]
     if type(module) in CONTAINERS:
@@ -233,6 +236,12 @@ def _is_opened(name: str, module: nn.Module, parent: nn.Module | None, tree: _Tr
     large = kernels > 4 and any(type(part) in CONTAINERS for part in module.modules())
     most = not isinstance(parent, CONTAINERS) and kernels > MOST * tree.kernels[tree.model]
     return tree.often[type(module)] == 1 and (large or most)
+
+
+def _is_chain_of_parameters(module: nn.Module, trace: Trace) -> bool:
+    """Whether a module's own parameters are several layers: one is used on what another one gave."""
+    own = list(module.parameters(recurse=False))
+    return any(trace.behind.get(id(p), 0) & trace.set_of(own) & ~trace.set_of([p]) for p in own)
 
 
 def _in_a_row(prefix: str, blocks: list[tuple[str, nn.Module]], trace: Trace) -> bool:

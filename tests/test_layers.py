@@ -365,6 +365,14 @@ def test_layers_under_weight_norm_end_in_a_head_as_without_it(granularity):
     assert groups_of(nn.utils.parametrizations.weight_norm) == groups_of(lambda layer: layer)
 
 
+def test_matrices_in_a_list_have_a_depth_each():
+    model = Net(lambda m, x: torch.relu(torch.relu(x @ m.list[0]) @ m.list[1]) @ m.list[2],
+                list=nn.ParameterList(nn.Parameter(torch.randn(4, 4)) for _ in range(3)))
+    groups = layer_groups(model, torch.zeros(2, 4))
+    assert [(group.name, group.depth) for group in groups] == [("stem", 2), ("list.1", 1), ("head", 0)]
+    assert [group.depth for group in layer_groups(model, torch.zeros(2, 4), granularity="tensor")] == [2, 1, 0]
+
+
 @pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))])
 def test_a_layer_that_is_the_model_is_a_head(layer):
     assert names(layer) == ["head"]

@@ -118,6 +118,40 @@ def test_a_parameter_that_a_container_holds_is_a_unit_of_its_own():
     assert units["shift"].feeds(units["mix"])
 
 
+class Bare(nn.Module):
+    """Three layers whose parameters it holds itself, in lists or (``listed=False``) one by one."""
+
+    def __init__(self, *, listed, added=False):
+        super().__init__()
+        self.added = added
+        self.b = [nn.Parameter(torch.zeros(4)) for _ in range(3)]  # the biases come before the weights in the tree
+        self.w = [nn.Parameter(torch.randn(4, 4)) for _ in range(3)]
+        for kind in "bw":
+            if listed:
+                setattr(self, kind, nn.ParameterList(getattr(self, kind)))
+            else:
+                for i, p in enumerate(getattr(self, kind)):
+                    self.register_parameter(f"{kind}{i}", p)
+
+    def forward(self, x):
+        for w, b in zip(self.w, self.b, strict=True):
+            x = torch.relu(x @ w + b if self.added else nn.functional.linear(x, w, b))
+        return x
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("added", [True, False])
+def test_parameters_that_work_on_what_others_gave_are_units_and_each_bias_goes_to_its_weight(listed, added):
+    model, dot = Bare(listed=listed, added=added), "." * listed
+    units = fold_norms(cut(model, "stage", torch.ones(2, 4)))
+    assert [set(unit.params) for unit in units] == [{f"w{dot}{i}", f"b{dot}{i}"} for i in range(3)]
+    assert names(model, "child", torch.ones(2, 4)) == (["b", "w"] if listed else ["root"])
+
+
+def test_parameters_of_one_layer_are_not_parted():
+    assert names(nn.LSTM(4, 4), example=torch.ones(1, 3, 4)) == names(nn.Linear(4, 4)) == ["root"]
+
+
 @st.composite
 def trees(draw, depth=2):
     shared = nn.Conv2d(4, 4, 1)
