@@ -187,11 +187,15 @@ def _warn(model: nn.Module, layers: list[Unit], heads: list[Unit], unused: list[
     without_gradient = [layer.name for layer in layers if trace.behind_output and not layer.members & trace.behind_output
                         and layer.params.keys() - fixed]
     last = max(layers, key=lambda layer: layer.first_run).name if layers else ""
+    all_heads = len(heads) == len(layers) and any(sum(part.kernels for part in head.atoms) > 1 for head in heads)
     for wrong, message in (
             (idle, f"the forward pass did not use {listed(idle)}; each is a group of its own, at the depth of its neighbour"),
             (without_gradient, f"no gradient of the output reaches {listed(without_gradient)}; their depth is by the order"),
             (not heads, f"{type(model).__name__} has no head of its own, since it ends in {last}, or its output layer is tied: "
-                        "no group is at depth 0. If a layer is the head, name it: layer_groups(…, head=…)")):
+                        "no group is at depth 0. If a layer is the head, name it: layer_groups(…, head=…)"),
+            (all_heads, f"all layers of {type(model).__name__} are at depth 0 and would get the head's rate, since there is an "
+                        "output layer in each group. Name the output layers, layer_groups(…, head=…), or make each layer a "
+                        "module of its own")):
         if wrong:
             warnings.warn(message, stacklevel=4)
 

@@ -115,6 +115,29 @@ def test_each_of_two_towers_counts_from_its_own_end(granularity, lengths, joined
     assert {group.name for group in groups if group.depth == 0} == {"head.left_out", "head.right_out"}
 
 
+class Tower(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.out = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(self.net(x))
+
+
+def test_where_every_group_is_a_head_a_warning_says_so():
+    class OtherTower(Tower):
+        pass
+
+    model = Net(lambda m, x: (m.actor(x), m.critic(x)), actor=Tower(), critic=OtherTower())
+    with pytest.warns(UserWarning, match=r"all layers of Net are at depth 0 and would get the head's rate"):
+        assert depths(model, X) == {"head.actor": 0, "head.critic": 0}
+    assert 2 in depths(model, X, head="*.out").values()  # as it advises
+
+
+def test_output_layers_alone_are_all_heads_without_a_warning():
+    assert depths(Net(lambda m, x: (m.a(x), m.b(x)), a=nn.Linear(4, 3), b=nn.Linear(4, 3)), X) == {"head.a": 0, "head.b": 0}
+
+
 def test_a_lone_layer_between_the_last_block_and_the_head_is_no_level_of_its_own():
     model = nn.Sequential(nn.Linear(4, 4), Block(), Block(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
     assert depths(model) == {"stem": 3, "1": 2, "2": 1, "3": 1, "head": 0}
