@@ -218,6 +218,8 @@ def _is_opened(name: str, module: nn.Module, parent: nn.Module | None, tree: _Tr
         return False
     if module is tree.model or isinstance(module, PARAMETER_LISTS):
         return True
+    if _is_tower(name, module, parent, tree, trace):
+        return True
     kernels = tree.kernels[module]
     if type(module) in CONTAINERS:
         of_layers = type(module) is nn.Sequential and all(tree.kernels[child] <= 1 for child in module.children())
@@ -236,6 +238,27 @@ def _is_opened(name: str, module: nn.Module, parent: nn.Module | None, tree: _Tr
     large = kernels > 4 and any(type(part) in CONTAINERS for part in module.modules())
     most = not isinstance(parent, CONTAINERS) and kernels > MOST * tree.kernels[tree.model]
     return tree.often[type(module)] == 1 and (large or most)
+
+
+def _is_tower(name: str, module: nn.Module, parent: nn.Module, tree: _Tree, trace: Trace) -> bool:
+    """Whether a module and its siblings of one class are networks beside each other, and together most of the model.
+
+    Each begins where data enter the model; what works on another layer's output is a block, an expert, a branch or a head.
+    Two layers are a block, too.
+    """
+    alike = {child_name: child for child_name, child in parent.named_children() if type(child) is type(module)}
+    if len(alike) < 2 or sum(tree.kernels[child] for child in alike.values()) < MOST * tree.kernels[tree.model]:
+        return False
+    prefix = name.rpartition(".")[0]
+    towers = {f"{prefix}.{child_name}" if prefix else child_name: child for child_name, child in alike.items()
+              if trace.set_of(child.parameters()) & trace.behind_output}
+    return tree.kernels[module] > 2 and name in towers and not any(_is_fed(*tower, trace) for tower in towers.items())
+
+
+def _is_fed(name: str, module: nn.Module, trace: Trace) -> bool:
+    """Whether parameters of other modules stand before some part of a module."""
+    keys = [*(inner for inner, _ in module.named_modules(prefix=name)), *map(id, module.parameters())]
+    return bool(reduce(or_, (trace.behind.get(key, 0) for key in keys), 0) & ~trace.set_of(module.parameters()))
 
 
 def _is_chain_of_parameters(module: nn.Module, trace: Trace) -> bool:

@@ -124,6 +124,14 @@ class Tower(nn.Module):
         return self.out(self.net(x))
 
 
+@pytest.mark.parametrize("outputs", [lambda a, b: (a, b), lambda a, b: (a * b).sum(-1)], ids=["two", "joined"])
+def test_each_of_two_towers_of_one_class_counts_from_its_own_end(outputs):
+    model = Net(lambda m, x: outputs(m.actor(x), m.critic(x)), actor=Tower(), critic=Tower())
+    held = {name: group.depth for group in layer_groups(model, X) for name in group.params}
+    assert held == {f"{tower}.{layer}.{kind}": depth for tower in ("actor", "critic") for kind in ("weight", "bias")
+                    for layer, depth in (("net.0", 2), ("net.2", 1), ("out", 0))}
+
+
 def test_where_every_group_is_a_head_a_warning_says_so():
     class OtherTower(Tower):
         pass

@@ -118,6 +118,59 @@ def test_a_parameter_that_a_container_holds_is_a_unit_of_its_own():
     assert units["shift"].feeds(units["mix"])
 
 
+class Tower(nn.Module):
+    """A network of its own: two layers in a list, and an output layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.out = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.out(self.net(x))
+
+
+class Beside(nn.Module):
+    """Parts that work on one input, perhaps after a stem, and a last layer for the sum of what they give."""
+
+    def __init__(self, make, stem=False):
+        super().__init__()
+        self.stem = nn.Linear(4, 4) if stem else nn.Identity()
+        self.parts, self.last = nn.ModuleList(make() for _ in range(3)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(sum(part(self.stem(x)) for part in self.parts))
+
+
+def row_of_layers():
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+
+
+X = torch.ones(2, 4)
+
+
+@pytest.mark.parametrize(("make", "layers"), [(Tower, ["net.0", "net.2", "out"]), (row_of_layers, ["0", "2", "4"])])
+def test_networks_of_one_class_that_begin_at_the_input_are_opened_and_branches_are_not(make, layers):
+    assert names(Beside(make), example=X) == [*(f"parts.{i}.{layer}" for i in range(3) for layer in layers), "last"]
+    assert names(Beside(make, stem=True), example=X) == ["stem", "parts.0", "parts.1", "parts.2", "last"]
+
+
+def test_blocks_in_a_row_are_kept_whole_though_they_are_all_of_the_model():
+    assert names(nn.Sequential(*(nn.TransformerEncoderLayer(4, 2, 8) for _ in range(3))), example=torch.ones(1, 3, 4)) == [
+        "0", "1", "2"]
+
+
+def test_a_network_is_opened_though_the_pass_does_not_use_its_copy():
+    class WithTarget(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.online, self.target = Tower(), Tower()
+
+        def forward(self, x):
+            return self.online(x)
+
+    assert names(WithTarget(), example=X) == ["online.net.0", "online.net.2", "online.out", "target"]
+
+
 class Bare(nn.Module):
     """Three layers whose parameters it holds itself, in lists or (``listed=False``) one by one."""
 
