@@ -47,13 +47,15 @@ def relative_gradient_rates(highest_lr: float) -> Rates:
     """Each group's rate in proportion to its relative gradient norm, as it is now; the largest gets ``highest_lr``.
 
     It reads the gradients of a backward pass that has been made, such as the first batch's. A group without a gradient or
-    whose weights are all 0 is a ValueError.
+    whose weights are all 0 is a ValueError, and so are gradients that are 0 in all groups.
     """
     def rates(groups: Sequence[LayerGroup]) -> dict[str, float]:
         norms = layer_statistics(groups).set_index("group")["relative_gradient"]
         if norms.isna().any():
             raise ValueError(f"there is no relative gradient for {', '.join(norms.index[norms.isna()])}: call backward() on a "
                              "batch's loss first, and give a group whose weights are all 0 random ones")
+        if norms.max() == 0:
+            raise ValueError("every group's gradient is 0, so there are no proportions; does the loss depend on the model?")
         return {name: float(highest_lr * norm / norms.max()) for name, norm in norms.items()}
 
     return rates

@@ -182,7 +182,7 @@ def layer_features(model: nn.Module, data: Dataset, groups: Sequence[LayerGroup]
 def _channels(output: Tensor, mask: Tensor | None) -> Tensor:
     if output.ndim == 3 and mask is not None and mask.shape == output.shape[:2]:
         weights = mask[:, :, None].to(output)
-        return (output * weights).sum(1) / weights.sum(1)
+        return (output * weights).sum(1) / weights.sum(1).clamp(min=1)  # a text without a token has features of 0
     if output.ndim == 3:
         return output.mean(1)
     return output.flatten(2).mean(2) if output.ndim > 3 else output

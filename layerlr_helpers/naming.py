@@ -28,14 +28,15 @@ def assigned(values: Mapping[str, float], names: Sequence[str]) -> dict[str, flo
     A name itself, or one that stands for those below it, goes before any pattern; of several patterns that match, the last
     one wins. A pattern that matches nothing, or whose every match goes to a later pattern, is a ValueError.
     """
-    winner = {name: pattern for pattern in values for name in matching(pattern, names)}
-    by_name = {name: pattern for pattern in values for name in matching(pattern, names) if name.startswith(f"{pattern}.")}
-    by_name |= {name: name for name in values if name in names}
+    matches = [(pattern, name) for pattern in values for name in matching(pattern, names)]
+    by_name = {name: name for name in values if name in names}
+    by_prefix = {name: pattern for pattern, name in matches if name.startswith(f"{pattern}.")}
+    by_pattern = {name: pattern for pattern, name in matches if pattern not in {*by_name, *by_prefix.values()}}
     for pattern in values:
-        if pattern not in winner.values() and pattern not in by_name.values():
+        if pattern not in {*by_name, *by_prefix.values(), *by_pattern.values()}:
             raise ValueError(f"{pattern!r} decides nothing, because later patterns match all that it matches; of several "
                              "patterns the last one wins, so put the general one, such as '*', first")
-    winner |= by_name
+    winner = by_pattern | by_prefix | by_name
     return {name: values[winner[name]] for name in names if name in winner}
 
 

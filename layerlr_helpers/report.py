@@ -34,7 +34,7 @@ def predictions(model: nn.Module, data: Dataset, *, batch_size: int = 256,
                 autocast: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """``(labels, predicted, confidence)`` of each image, on the CPU: int64, int64, and the predicted class's softmax, 0..1.
 
-    In eval mode and on the model's device; the model's modes are afterwards what they were. ``autocast`` as in ``fit``.
+    In eval mode and on the model's device; the model's modes are afterwards what they were. None for ``autocast`` turns it off.
     """
     if len(data) == 0:
         raise ValueError("there are no images to predict; the data set is empty")

@@ -88,6 +88,10 @@ def test_rates_by_relative_gradient_name_groups_without_a_gradient_or_with_weigh
     nn.functional.cross_entropy(model(torch.ones(2, 4)), torch.tensor([0, 1])).backward()
     with pytest.raises(ValueError, match=r"no relative gradient for head: .*weights are all 0"):
         relative_gradient_rates(0.1)(groups)
+    nn.init.ones_(model[2].weight)
+    model.zero_grad(set_to_none=False)
+    with pytest.raises(ValueError, match="every group's gradient is 0"):
+        relative_gradient_rates(0.1)(groups)
 
 
 # --- probes -----------------------------------------------------------------------------------------------------------

@@ -302,6 +302,22 @@ def test_padding_does_not_change_what_is_known_of_a_text():
             np.testing.assert_allclose(values[0], together[name][row], atol=1e-4)
 
 
+def test_a_text_whose_tokens_are_all_masked_has_features_of_zero_and_not_no_number():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.fc = nn.Embedding(10, 4), nn.Linear(4, 2)
+
+        def forward(self, input_ids, attention_mask):
+            return self.fc(self.embedding(input_ids).mean(1))
+
+    model, ids = Tokens(), torch.tensor([[1, 2, 3]])
+    groups = layer_groups(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    data = [({"input_ids": ids[0], "attention_mask": torch.tensor(mask)}, 0) for mask in ([1, 1, 0], [0, 0, 0])]
+    features = layer_features(model, data, groups)["stem"]
+    np.testing.assert_allclose(features, [model.embedding(ids)[0, :2].mean(0).detach().numpy(), np.zeros(4)], atol=1e-6)
+
+
 def test_modules_that_return_several_tensors_give_the_first():
     class Recurrent(nn.Module):
         def __init__(self):

@@ -79,8 +79,9 @@ def test_a_long_list_keeps_its_ends_and_says_how_many_are_left_out():
 @given(st.dictionaries(st.sampled_from(["a", "b", "layer1", "layer2", "*", "layer*", "[ab]", "?"]), st.integers(), max_size=6))
 def test_assigned_gives_each_name_its_own_value_or_that_of_the_last_pattern_that_fits(values):
     names = ["layer2", "a", "layer1", "b"]
-    last = {name: [pattern for pattern in values if fnmatchcase(name, pattern)][-1:] for name in names}
-    if any([pattern] not in last.values() for pattern in values if pattern not in names):
+    patterns = [pattern for pattern in values if pattern not in names]
+    last = {name: [pattern for pattern in patterns if fnmatchcase(name, pattern)][-1:] for name in names}
+    if any([pattern] not in last.values() for pattern in patterns):
         with pytest.raises(ValueError, match="decides nothing"):
             assigned(values, names)
         return
@@ -101,6 +102,12 @@ def test_a_pattern_that_a_later_one_covers_is_an_error_and_not_ignored():
         assigned({"head": 0, "layer[34]": 3, "*": 8}, NAMES)
     assert assigned({"*": 8, "layer[34]": 3, "head": 0}, NAMES) == {"stem": 8, "layer1": 8, "layer2": 8, "layer3": 3,
                                                                     "layer4": 3, "head": 0}
+
+
+@given(st.permutations([*NAMES, "*"]))
+def test_a_pattern_that_is_not_needed_because_each_name_has_a_value_is_no_error_in_any_order(keys):
+    values = {key: number for number, key in enumerate(keys)}
+    assert assigned(values, NAMES) == {name: values[name] for name in NAMES}
 
 
 def test_a_choice_that_does_not_exist_is_refused_with_those_that_do():

@@ -16,6 +16,11 @@ def test_a_layer_begins_as_what_it_was_and_then_adds_the_product():
     assert torch.allclose(lora(x), nn.functional.linear(x, merged, base.bias), atol=1e-5)
 
 
+def test_the_matrices_are_of_the_layers_precision_and_on_its_device():
+    lora = LoRALinear(nn.Linear(6, 4, dtype=torch.bfloat16, device="meta"), rank=2, alpha=8)
+    assert {(p.dtype, p.device.type) for p in lora.parameters()} == {(torch.bfloat16, "meta")}
+
+
 def test_only_the_small_matrices_and_the_head_train():
     model = add_lora(load_minilm(num_classes=3), rank=4)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}

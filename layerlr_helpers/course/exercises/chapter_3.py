@@ -30,8 +30,8 @@ def _check_factor(answer) -> None:
     require_function(answer)
     for total, warmup, floor in ((40, 8, 0.1), (100, 5, 0.0), (12, 0, 0.3)):
         found = [answer(step, total, warmup, floor) for step in range(total)]
-        if None in found:
-            raise Wrong(f"the function returned nothing, that is None, for step {found.index(None)} of {total}; does each way "
+        if empty := [step for step, factor in enumerate(found) if factor is None]:
+            raise Wrong(f"the function returned nothing, that is None, for step {empty[0]} of {total}; does each way "
                         "through it end with return?")
         _check_curve(found, total, warmup, floor)
 
