@@ -25,10 +25,10 @@ class LayerAdaptiveLR(Optimizer):
     """Adam's moments, pooled into one learning rate a layer.
 
     With Adam's bias-corrected moments m and v of the gradient, a layer l steps by ``lr * k_l * d``, where
-    ``k_l = mean over the layer of |m| / (sqrt(v) + eps)`` lies between 0 (its gradient is noise, which averages out)
-    and about 1 (it keeps its sign and size; above 1 only while gradients grow), clamped to ``ratio_range``. Weight decay
-    is decoupled, as in AdamW. It can be put in the place of ``torch.optim.Adam``, but needs an ``lr`` of its own:
-    ``direction`` says where to start.
+    ``k_l = mean over the layer of |m| / (sqrt(v) + eps)`` is about 0.2 where its gradient is steady noise, at the
+    default betas, and about 1 where it keeps its sign and size. It is lower while gradients shrink, and above 1 only while
+    they grow. It is clamped to ``ratio_range``. Weight decay is decoupled, as in AdamW. It can be put in the place of
+    ``torch.optim.Adam``, but needs an ``lr`` of its own: ``direction`` says where to start.
 
     Args:
         params: parameters, named parameters or parameter groups. Every option can be set in a group.

@@ -11,7 +11,15 @@ from layerlr_helpers.course.lora import add_lora
 from layerlr_helpers.minilm import TextClassifier, load_minilm
 from layerlr_helpers.param_groups import Rates, layer_decay, per_group
 from layerlr_helpers.schedules import warmup_cosine
-from layerlr_helpers.studies.candidates import at, backbone_and_head, between, line, warmup_and_cosine
+from layerlr_helpers.studies.candidates import (
+    at,
+    backbone_and_head,
+    between,
+    candidate,
+    line,
+    on_grid,
+    warmup_and_cosine,
+)
 from layerlr_helpers.studies.compare import Candidates, Strategy, Task, trained
 from layerlr_helpers.texts import TextSet
 
@@ -71,13 +79,14 @@ def label_tasks() -> list[Task]:
 
 
 def surgery(task: Task) -> Candidates:
-    """One layer alone, all at one rate, or all at graded rates, from a network that knows the task without the shift."""
+    """One layer alone, all at one rate, all at graded rates, or none, from a network that knows the task without the shift."""
     options = OPTIONS | {"weights": "tuned"}
     return {layer: line(1e-4, 3e-3, plan=recipes.only(layer), **options) for layer in LAYERS[:-1]} | {
         "head": line(1e-3, 3e-2, plan=recipes.head_only, **options),
         "all": line(3e-5, 1e-3, **options),
         "decay 0.8": line(1e-4, 3e-3, partial(layer_decay, decay=0.8), **options),
-        "reversed decay 0.8": line(3e-5, 1e-3, partial(recipes.reversed_decay, decay=0.8), **options)}
+        "reversed decay 0.8": line(3e-5, 1e-3, partial(recipes.reversed_decay, decay=0.8), **options),
+        "no training": on_grid(partial(candidate, plan=recipes.head_only, **options), [(0.0,)], [0.0])}
 
 
 @cache
