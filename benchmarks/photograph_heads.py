@@ -53,7 +53,7 @@ def trained_head(features: TensorDataset, classes: int, seed: int) -> torch.nn.M
 def main() -> None:
     """Make and record the runs that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True, help="the folder to train on, one subfolder a class")
+    parser.add_argument("--train", required=True, help="the folder to train on, one subfolder per class")
     parser.add_argument("--test", required=True, help="the folder to test on, with the same classes")
     parser.add_argument("--name", required=True, help="what the photographs are called in the record")
     options = parser.parse_args()

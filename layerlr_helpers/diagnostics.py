@@ -16,7 +16,7 @@ def snapshot(groups: Sequence[LayerGroup]) -> dict[str, Tensor]:
 
 
 def layer_statistics(groups: Sequence[LayerGroup], before: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
-    """One row a group: depth, parameters, ``weight_norm``, ``grad_norm``, ``relative_gradient``, ``moved``.
+    """One row per group: depth, parameters, ``weight_norm``, ``grad_norm``, ``relative_gradient``, ``moved``.
 
     ``depth`` counts the layers to the output, 0 for a head.
     ``relative_gradient`` is the gradient's norm over the weights' (Auto-RGN, Lee et al., 2023), not a number where there is
@@ -66,7 +66,7 @@ def probe_layers(features: Mapping[str, np.ndarray], targets: Mapping[str, Tenso
 
     ``features`` of each layer are from :func:`layer_features`; add your own, e.g. the pixels, to compare with. ``targets`` are
     whole-number labels [N] under a name. One half of the examples, drawn with ``seed``, trains the probe (logistic regression
-    on standardised features), and the other tests it. Returns one row a layer and target: ``layer, target, accuracy,
+    on standardised features), and the other tests it. Returns one row per layer and target: ``layer, target, accuracy,
     standard_error, chance`` (the commonest class).
     """
     from sklearn.linear_model import LogisticRegression

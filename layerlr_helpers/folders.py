@@ -1,4 +1,4 @@
-"""Reading folders of examples, one subfolder a class, with errors that say what is wrong with a folder or a file."""
+"""Reading folders of examples, one subfolder per class, with errors that say what is wrong with a folder or a file."""
 
 import os
 import re

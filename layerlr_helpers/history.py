@@ -13,7 +13,7 @@ class History:
     rows: list[dict] = field(default_factory=list)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a step: ``step, epoch, loss, accuracy``, ``lr/NAME`` of every group (0 while it is frozen).
+        """One row per step: ``step, epoch, loss, accuracy``, ``lr/NAME`` of every group (0 while it is frozen).
 
         ``val_loss`` and ``val_accuracy`` stand on the last step of each epoch, if there was a validation loader.
         Loss and accuracy are those of the step's own batches, before its update. Where ``fit`` was given other metrics they

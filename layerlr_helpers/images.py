@@ -79,7 +79,7 @@ IMAGES = FileKind("image", _is_image, ".jpg, .png, .webp, …", "save them as .j
 
 
 def image_folder(path: str | Path, *, image_size: int = 128, unreadable: str = "raise") -> ImageSet:
-    """Read a folder of images, one subfolder a class, resized and cropped to ``image_size`` squares.
+    """Read a folder of images, one subfolder per class, resized and cropped to ``image_size`` squares.
 
     Everything is read at once (a thousand images of 128 pixels take 50 MB), so a bad file is found now and not in
     the middle of an epoch. ``unreadable`` says what to do with one: ``"raise"``, or ``"skip"`` with a warning.

@@ -26,8 +26,8 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
 def paired_intervals(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Each strategy's test accuracy and its difference to ``baseline`` on the same seeds, with a 95 % interval.
 
-    One row a strategy, in percent and points: ``mean``, ``difference``, ``low`` and ``high`` (as in :func:`mean_interval`, over
-    the seeds), ``seeds``. The rows are those of one task.
+    One row per strategy, in percent and points: ``mean``, ``difference``, ``low`` and ``high`` (as in :func:`mean_interval`,
+    over the seeds), ``seeds``. The rows are those of one task.
     A baseline that was tested on none of a strategy's seeds, and a strategy tested twice on a seed, are a ValueError.
     """
     tested = rows[rows["split"] == "test"]

@@ -61,7 +61,7 @@ def confusion_matrix(labels, predicted, class_names: Sequence[str]) -> pd.DataFr
 
 
 def class_report(matrix: pd.DataFrame) -> pd.DataFrame:
-    """One row a class of a :func:`confusion_matrix`: how often it was recognised, and what it was taken for.
+    """One row per class of a :func:`confusion_matrix`: how often it was recognised, and what it was taken for.
 
     Columns: ``class, images, recall`` (the part of its images that were recognised), ``low`` and ``high``
     (:func:`accuracy_interval` of the recall), ``precision`` (the part of the answers with its name that were right), ``taken
@@ -90,7 +90,7 @@ def mistakes(labels, predicted, confidence, n: int = 12) -> np.ndarray:
 
 def layer_report(groups: Sequence[LayerGroup], before: Mapping[str, Tensor], rates: Mapping[str, float],
                  first_steps: Mapping[str, int] | None = None) -> pd.DataFrame:
-    """One row a layer group, from the input to the head: ``layer, rate, parameters, moved``.
+    """One row per layer group, from the input to the head: ``layer, rate, parameters, moved``.
 
     ``moved`` is the distance from ``before``, a ``snapshot`` from before the training, over its own norm. ``rates`` are the
     peak rates, such as ``layer_decay(3e-3, 0.5)(groups)``. ``first_steps``, of a plan, adds the column ``from step``: when

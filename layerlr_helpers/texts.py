@@ -104,7 +104,7 @@ def text_set(texts: Sequence[str], labels: Sequence[int] | Tensor, class_names: 
 
 def text_folder(path: str | Path, *, unreadable: str = "raise", tokenizer: Tokenizer | None = None,
                 max_tokens: int = 128) -> TextSet:
-    """Read a folder of texts: one subfolder a class, and in it a file (.txt in UTF-8) for each text.
+    """Read a folder of texts: one subfolder per class, and in it a file (.txt in UTF-8) for each text.
 
     ``unreadable`` says what to do with a file that is not UTF-8 or has no text: ``"raise"``, or ``"skip"`` with a warning.
     ``tokenizer`` and ``max_tokens`` are those of :func:`text_set`. ``factors["file"]`` is each text's place in the list of all
@@ -116,7 +116,7 @@ def text_folder(path: str | Path, *, unreadable: str = "raise", tokenizer: Token
 
 def text_table(path: str | Path, *, text: str = "text", label: str = "label", tokenizer: Tokenizer | None = None,
                max_tokens: int = 128) -> TextSet:
-    """Read a table of texts with a heading, one row a text: a CSV file, or a .tsv with tabs.
+    """Read a table of texts with a heading, one row per text: a CSV file, or a .tsv with tabs.
 
     ``text`` and ``label`` are the headings of the two columns; the classes are the different labels, sorted. ``tokenizer`` and
     ``max_tokens`` are those of :func:`text_set`. ``factors["row"]`` is each text's row, counted from 0. A ValueError says what

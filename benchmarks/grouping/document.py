@@ -20,10 +20,10 @@ DIFFERENCES = (
      "Blocks stand alone with granularity block; timm's fine groups are its coarse ones here, or pairs of blocks."),
     ("convmixer", "timm", "A block is two layers in two lists, which here are layers of their own, or one stage of all."),
     ("edgenext|iformer|levit|swiftformer|efficientvit|cs3darknet|starnet|nextvit|repvit|fastvit|mobileone|shvit|lowformer", "timm",
-     "Stages of unlike blocks stay whole here, or are opened further than one block."),
+     "A stage of blocks that are not alike is one level here, or is cut finer than blocks."),
     ("pe_core|siglip|naflex", "open", "The attention that pools is a level here; timm has it with the head."),
     ("gcvit|nest|pvt|twins|vovnet|nfnet|mobilevit|vit_.*r\\d|visformer|tnt|crossvit|coat|dpn|selecsls|vgg|pnasnet|nasnet", "open",
-     "Convolutions between blocks, or the steps of a stem, are levels in the one and not in the other."),
+     "Convolutions between blocks, or layers of the stem, are levels on one side only."),
 )
 
 
@@ -32,15 +32,15 @@ def document(results: Sequence[Result]) -> str:
     rows = [f"| {kind} | {' | '.join(_share(results, library, kind) for library in ('timm', 'Hugging Face'))} |"
             for kind in CHECKS]
     wrong = [f"- {result.library}, `{result.name}`, {kind}: {fault}" for result in results for kind, fault in result.wrong.items()]
-    return f"""# How models are divided, beside timm's groups and names written by hand
+    return f"""# How `layer_groups` divides models, compared with timm and with lists written by hand
 
 `python -m benchmarks.grouping` builds models with random weights, divides them with `layer_groups`, and compares. For
 timm's models the reference is `group_matcher`, which every author writes by hand, and the classifier that the model names;
 for Hugging Face's, heads and layers that we wrote down from each architecture. The first table counts what is right. *Heads*
 are right if exactly the head's parameters are at depth 0; a model that is tied or has no head must have none there, and warn.
 *Order* is right if no parameter that comes earlier in the reference is nearer to the output here. *Levels* are right if there
-are as many depths as in the published recipe (BERT and ELECTRA: embeddings, n layers, head; BEiT, MAE and DINOv2: patch
-embedding, n blocks, head; ConvNeXt and Swin: stem, 4 stages or each block, head).
+are as many depths as in the published recipe, for models that have one (BERT and ELECTRA: embeddings, n layers, head; BEiT,
+MAE and DINOv2: patch embedding, n blocks, head; ConvNeXt and Swin: stem, 4 stages or each block, head).
 
 Versions: {versions}.
 
@@ -48,7 +48,7 @@ Versions: {versions}.
 |---|---|---|
 {chr(10).join(rows)}
 
-## What is not as the reference has it
+## Where the result differs from the reference
 
 {chr(10).join(wrong) or "Nothing."}
 
@@ -56,13 +56,14 @@ ALBERT uses one layer several times. There is nothing that repeats, so its secon
 
 ## Where the number of levels differs from timm's
 
-timm's coarse groups are set beside granularity `stage`, its fine ones beside `block`. The column *who is right* is our
-judgement of where a layer-wise rate should change. Where it says *timm*, the helper has the right order, but it is coarser or
-finer than one would want.
+timm's coarse groups are compared with granularity `stage`, its fine ones with `block`: `dla34` 8, 12 and 6, 19 means that timm
+has 8 coarse and 12 fine levels, and that there are 6 stages and 19 blocks here. *Who is right* is our judgement of where a
+layer-wise rate should change. Where it says *timm*, the helper has the right order, but it is coarser or finer than one would
+want.
 
-| model | timm coarse, fine | here stage, block | who is right | why |
-|---|---|---|---|---|
-{chr(10).join(_difference(result) for result in results if _differs(result))}
+| who is right | why | models |
+|---|---|---|
+{_differences(results)}
 """
 
 
@@ -76,9 +77,13 @@ def _differs(result: Result) -> bool:
                                             for name in GRANULARITIES)
 
 
-def _difference(result: Result) -> str:
-    who, why = next(((who, why) for pattern, who, why in DIFFERENCES if re.search(pattern, result.name)),
-                    ("not judged", ""))
-    theirs, ours = (", ".join(str(levels.get(name, "-")) for name in GRANULARITIES)
-                    for levels in (result.reference_levels, result.levels))
-    return f"| `{result.name}` | {theirs} | {ours} | {who} | {why} |"
+def _differences(results: Sequence[Result]) -> str:
+    """One row for each judgement, with all models that it is about."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for result in filter(_differs, results):
+        who, why = next(((who, why) for pattern, who, why in DIFFERENCES if re.search(pattern, result.name)), ("not judged", ""))
+        theirs, ours = (", ".join(str(levels.get(name, "-")) for name in GRANULARITIES)
+                        for levels in (result.reference_levels, result.levels))
+        models.setdefault((who, why), []).append(f"`{result.name}` {theirs} and {ours}")
+    rows = sorted(models.items(), key=lambda item: item[0][0] == "not judged")
+    return "\n".join(f"| {who} | {why} | {'; '.join(found)} |" for (who, why), found in rows)

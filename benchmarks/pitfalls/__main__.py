@@ -58,12 +58,12 @@ def document(findings: Findings) -> str:
     versions = ", ".join(f"{package} {version(package).split('+')[0]}" for package in (*PEERS.values(), "torch", "torchvision"))
     return f"""# Pitfalls of layer-wise fine-tuning, and who falls into them
 
-Each cell was measured by running the library, used as its documentation says, on a ResNet-18 with random weights and a
-few images of noise. "Falls in" means that the fault that the row names happened in documented use, with the defaults; where an
+Each cell was measured by running the library, used as its documentation says, on a ResNet-18 with random weights and a few
+images of noise. "Falls in" means that the fault that the row names happened in documented use, with the defaults; where an
 option avoids it, the notes name the option. Some of it is by design and documented: fastai and Lightning let BatchNorm train in
 frozen layers on purpose, and Lightning's backbone is meant to catch up with the head. "n/a" means that the library leaves this
-to its user. The probes test what this package set out to avoid, so read the column `{OURS}` as a regression test and the others
-as what to look out for; each of these libraries does much that this one does not.
+to its user. These checks test what this package set out to avoid, so read the column `{OURS}` as a regression test and the
+others as what to look out for; each of these libraries does much that this one does not.
 
 Versions: {versions}.
 

@@ -137,7 +137,7 @@ def plot_filters(weight: Tensor, *, columns: int = 16) -> Axes:
 
 
 def plot_rates(frame: pd.DataFrame, axes: Axes | None = None) -> Axes:
-    """Learning rates over steps, one line a group: a frame from ``preview``, or ``History.to_frame()``.
+    """Learning rates over steps, one line per group: a frame from ``preview``, or ``History.to_frame()``.
 
     Steps at which a group is frozen (rate 0) are left out of its line.
     """
@@ -166,7 +166,7 @@ def plot_range_test(result: RangeTest, axes: Axes | None = None) -> Axes:
 
 
 def plot_probes(frame: pd.DataFrame, axes: Axes | None = None) -> Axes:
-    """Probe accuracy by layer, one line a target, with two standard errors and the level of chance (dotted)."""
+    """Probe accuracy by layer, one line per target, with two standard errors and the level of chance (dotted)."""
     axes = _axes(axes)
     targets = frame.groupby("target", sort=False)
     items = []
@@ -239,7 +239,7 @@ def plot_intervals(table: pd.DataFrame, baseline: str, axes: Axes | None = None,
 
 def plot_curves(rows: pd.DataFrame, x: str, axes: Axes | None = None, *, live: pd.DataFrame | None = None,
                 label: str | None = None, ordered: bool = False) -> Axes:
-    """Accuracy over the column ``x``, one line a strategy: the mean of its runs with the interval of ``mean_interval``.
+    """Accuracy over the column ``x``, one line per strategy: the mean of its runs with the interval of ``mean_interval``.
 
     Numbers are put on a logarithmic axis, anything else side by side. ``live`` are further runs, drawn as crosses. If the
     strategies are ``ordered``, such as decays from weak to strong, their colours go from dark to light.

@@ -1,6 +1,6 @@
 """Fine-tune a network on your own images: ``python -m layerlr_helpers.finetune --data DIR --output OUT``.
 
-DIR has one subfolder a class; without --data the network learns the built-in digits. OUT gets report.md (the accuracy on
+DIR has one subfolder per class; without --data the network learns the built-in digits. OUT gets report.md (the accuracy on
 images that it was not trained on, the mistakes, what each layer did), model.pt (a state_dict that plain torchvision loads),
 classes.json, history.csv, result.json and settings.json. Interrupt it whenever you like: the same command goes on after the
 last finished epoch, on a CPU bit for bit, and a run with other settings is refused.

@@ -55,7 +55,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add = result.add_argument
     add("--output", metavar="OUT", required=True, type=expanduser, help="folder for the results; it is made if it is not there")
     add("--data", metavar="DIR", type=expanduser,
-        help="folder of images, one subfolder a class (default: the built-in digits)")
+        help="folder of images, one subfolder per class (default: the built-in digits)")
     # The default None leaves the option out of settings.json.
     add("--skip-unreadable", action="store_true", default=None, help="leave out images that cannot be read, with a warning")
     add("--strategy", choices=STRATEGIES, default="layer-decay",

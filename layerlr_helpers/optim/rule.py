@@ -77,7 +77,7 @@ def layer_sums(batch: Batch, layer: list[int], tensor_sums: dict[int, TensorSums
     size, entries = sum(tensor_sums[i][0] for i in layer), sum(batch.entries[i] for i in layer)
     if batch.group["direction"] != "adam_mini":
         return size, None, entries
-    for i in layer:  # here v is one number a tensor: the running mean of its mean square
+    for i in layer:  # here v is one number per tensor: the running mean of its mean square
         v = batch.exp_avg_sqs[i]
         v.lerp_((tensor_sums[i][1] / batch.entries[i]).to(v.dtype), weight(batch.group, 1, v))
     squares = [batch.exp_avg_sqs[i] * batch.entries[i] / corrections(batch.group, batch.steps[i])[1] ** 2 for i in layer]

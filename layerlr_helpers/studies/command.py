@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=10, help="test on seeds 0 to N - 1 (default %(default)s)")
     parser.add_argument("--results", default="data/results", help="folder of the results (default %(default)s)")
     parser.add_argument("--folder", action="append", default=[], type=_named_folder, metavar="NAME=PATH",
-                        help="photographs, one subfolder a class, and the name to record them under (may be repeated)")
+                        help="photographs, one subfolder per class, and the name to record them under (may be repeated)")
     parser.add_argument("--model", default="resnet18", help="a classifier of torchvision (default %(default)s)")
     parser.add_argument("--list", action="store_true", help="list the studies")
     return parser

@@ -103,7 +103,7 @@ class Task:
 
 def compare(strategies: Sequence[Strategy] | Candidates, task: Task, *, seeds: Iterable[int], split: str = "test",
             choose: bool = True, finalists: int = 3, results: str | Path | None = None, progress: bool = True) -> pd.DataFrame:
-    """Run every strategy on every seed; one row a run: strategy, rates, seed, accuracy, loss, steps, seconds and more.
+    """Run every strategy on every seed; one row per run: strategy, rates, seed, accuracy, loss, steps, seconds and more.
 
     Runs with the same seed are paired: they have the same split, the same new head and the same order of batches.
 

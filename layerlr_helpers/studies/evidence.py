@@ -16,7 +16,7 @@ from layerlr_helpers.studies.results import recorded, verdict
 def check(folder: str | Path = "../data") -> pd.DataFrame:
     """Check every claim of ``claims.csv`` in a folder against the rows in ``results`` beside it.
 
-    One row a claim: the columns of ``claims.csv``, and ``difference``, ``low`` and ``high`` (points of test accuracy, with a
+    One row per claim: the columns of ``claims.csv``, and ``difference``, ``low`` and ``high`` (points of test accuracy, with a
     95 % interval), ``seeds`` and ``verdict``: "holds", "the opposite holds" or "cannot be told".
     """
     claims = pd.read_csv(Path(folder) / "claims.csv", dtype={"rates": str})

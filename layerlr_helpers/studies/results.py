@@ -98,7 +98,7 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
 def differences(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Return a table to read of :func:`paired_intervals`: what each strategy reaches, and how that compares to ``baseline``.
 
-    One row a strategy, with the ``rates`` that were tested. The ``verdict`` is "better" or "worse" than the baseline if the
+    One row per strategy, with the ``rates`` that were tested. The ``verdict`` is "better" or "worse" than the baseline if the
     whole interval is, else "cannot be told". The rows are those of one task; errors are those of ``paired_intervals``.
     """
     intervals = paired_intervals(rows, baseline)
