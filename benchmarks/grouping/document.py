@@ -56,8 +56,9 @@ ALBERT uses one layer several times. There is nothing that repeats, so its secon
 
 ## Where the number of levels differs from timm's
 
-timm's coarse groups are compared with granularity `stage`, its fine ones with `block`: `dla34` 8, 12 and 6, 19 means that timm
-has 8 coarse and 12 fine levels, and that there are 6 stages and 19 blocks here. *Who is right* is our judgement of where a
+timm's coarse groups are compared with granularity `stage` (runs of blocks between changes of resolution, or each encoder
+layer of a transformer), its fine ones with `block` (each block by itself). `dla34` 8, 12 and 6, 19 means that timm has 8
+coarse and 12 fine levels, and that there are 6 stages and 19 blocks here. *Who is right* is our judgement of where a
 layer-wise rate should change. Where it says *timm*, the helper has the right order, but it is coarser or finer than one would
 want.
 
