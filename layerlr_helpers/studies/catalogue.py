@@ -264,12 +264,6 @@ def _timm_optimizer(name: str, groups: list[dict], **options) -> torch.optim.Opt
     return getattr(timm.optim, name)(groups, **options)
 
 
-def photo_ablation(task: Task) -> Candidates:
-    """The same from ImageNet's weights; in the momentum's direction only with a ratio for each tensor, and without one."""
-    without = [f"momentum, {way}" for way in ("a ratio a stage", "one ratio", "fixed schedule")]
-    return {name: way for name, way in ablation(task, weights="DEFAULT").items() if name not in without}
-
-
 def depth(task: Task) -> Candidates:
     """The first stages keep their pretrained weights, the others start anew; the kept ones are frozen or trained on."""
     ends = 3e-4, 3e-2
@@ -332,7 +326,7 @@ STUDIES = {
                        lambda: [digits(test_per_class=None)], automatic),
     "photographs": Study("Which way to fine-tune is best on photographs, such as yours?", photo_tasks, photo_strategies),
     "photographs-ablation": Study("Is what LayerAdaptiveLR gains on photographs due to a ratio for each layer?", photo_tasks,
-                                  photo_ablation),
+                                  partial(ablation, weights="DEFAULT")),
     "photographs-robustness": Study("How wide is the range of good rates on photographs, such as yours?", photo_tasks,
                                     partial(robustness, grid=between(3e-5, 1e-2), weights="DEFAULT"), choose=False),
     "text-strategies": Study("Which way to fine-tune a transformer on 80 sentences is best?",
