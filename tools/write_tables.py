@@ -29,8 +29,18 @@ def shifts(folder: Path) -> str:
     rows = pd.concat([recorded("input-shifts", folder / "results").assign(batch_norm="new"), held]).query("split == 'test'")
     means = 100 * rows.pivot_table("accuracy", "strategy", ["task", "batch_norm"], sort=False)
     means = means[[(task, which) for task in rows["task"].unique() for which in ("new", "old")]]
+    return _percent_table(means.set_axis([f"{task}, {which} statistics" for task, which in means], axis=1))
+
+
+def accuracies(folder: Path, study: str, columns: str) -> str:
+    """Mean test accuracies of a study's strategies, a column for each of its tasks or rates."""
+    tested = recorded(study, folder / "results").query("split == 'test'")
+    return _percent_table(100 * tested.pivot_table("accuracy", "strategy", columns, sort=False))
+
+
+def _percent_table(means: pd.DataFrame) -> str:
     lines = [(way, *(f"{value:.1f}" if value == value else "" for value in row)) for way, row in means.iterrows()]
-    return markdown_table(("what trains", *(f"{task}, {which} statistics" for task, which in means)), lines)
+    return markdown_table(("what trains", *means), lines)
 
 
 def contest(folder: Path, study: str, baseline: str) -> str:
@@ -75,6 +85,8 @@ TABLES = {"headlines": lambda folder: markdown(check(folder).query("headline")),
           "ablation": partial(contest, study="ablation", baseline="AdamW"),
           "photographs": partial(contest, study="photographs-ablation", baseline="AdamW"),
           "sentences": partial(contest, study="text-strategies", baseline="one rate"),
+          "sentence_rates": partial(accuracies, study="text-robustness", columns="rates"),
+          "sentence_numbers": partial(accuracies, study="text-labels", columns="task"),
           "heads": heads,
           "peers": peers}
 
