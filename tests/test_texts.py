@@ -152,6 +152,10 @@ def test_words_that_pandas_reads_as_missing_are_texts_and_labels(tmp_path):
     (b"text,label\nfine,good\n,bad\n", "1 rows of .* have nothing in 'text': 1, counted from 0 after the heading"),
     (b"text,label\nfine,\nawful,bad\n", "have nothing in 'label': 0"),
     (b"text,label\nfine,good\n", "two classes or more, these have 1: good"),
+    (b"text,label\nHello, world,good\nBad, day,bad\n", "rows of .* have more fields than its heading; put texts"),
+    (b"text,label\nHello, world,good\nfine,bad\n", "rows of .* have more fields than its heading; put texts"),
+    (b"text,label\nfine,good\nBad, day,bad\n", "cannot be read as a table in UTF-8: .* line 3"),
+    (b"text,label\nfine\nawful,bad\n", "have nothing in 'label': 0"),
     (b"", "cannot be read as a table in UTF-8"),
     ("text,label\ngr\u00f6\u00dfer,good\n".encode("latin-1"), "cannot be read as a table in UTF-8"),
 ])
