@@ -56,8 +56,8 @@ def load_minilm(weights: str | None = "minilm", *, num_classes: int | None = Non
             its cache. None: random, from torch's generator.
         num_classes: the outputs of a new, random head; None has no head and returns the embedding of a text.
 
-    An ImportError says that a library of the extra ``text`` is missing, a ConnectionError that the files are not on this machine
-    and could not be downloaded, a ValueError that one of them is damaged or another.
+    An ImportError says that a library of the extra ``text`` is missing, a ConnectionError that the files are not on this
+    machine and could not be downloaded, a ValueError that one of them is damaged or another.
     """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")

@@ -130,8 +130,8 @@ def text_table(path: str | Path, *, text: str = "text", label: str = "label", to
     except (ValueError, pd.errors.ParserError) as error:  # EmptyDataError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{shown(path)} cannot be read as a table in UTF-8: {error}") from error
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first field of longer rows for the names of the rows
-        raise ValueError(f"the rows of {shown(path)} have more fields than its heading; put texts with a comma or tab in double "
-                         "quotes")
+        raise ValueError(f"the rows of {shown(path)} have more fields than its heading; put texts with a comma or tab in "
+                         "double quotes")
     table = table.fillna("")  # where a row is too short
     for column in (text, label):
         if column not in table:

