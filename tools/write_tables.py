@@ -87,6 +87,7 @@ TABLES = {"headlines": lambda folder: markdown(check(folder).query("headline")),
           "sentences": partial(contest, study="text-strategies", baseline="one rate"),
           "sentence_rates": partial(accuracies, study="text-robustness", columns="rates"),
           "sentence_numbers": partial(accuracies, study="text-labels", columns="task"),
+          "sentence_shifts": partial(accuracies, study="text-surgery", columns="task"),
           "heads": heads,
           "peers": peers}
 

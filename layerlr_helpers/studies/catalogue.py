@@ -1,5 +1,6 @@
 """The recorded studies: the question of each, its tasks, and the candidates of each strategy."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -54,7 +55,8 @@ def run_again(study: str, strategies: Sequence[str], *, task: str | None = None,
 
     Returns the rows of :func:`compare`, and as ``recorded`` the accuracy that the record in ``folder`` has for the same seed.
     ``task`` is the name of a task; None takes the only one. ``rates`` names other candidates to run than the winners. Studies
-    of photographs cannot be run again like this, since their images are not built in.
+    of photographs cannot be run again like this, since their images are not built in. A warning says if the record is of other
+    sentences than those that the installed libraries have.
     """
     tasks = {each.name: each for each in STUDIES[study].tasks()}
     task = next(iter(tasks)) if task is None and len(tasks) == 1 else task
@@ -67,6 +69,10 @@ def run_again(study: str, strategies: Sequence[str], *, task: str | None = None,
     chosen = winners(rows) if rates is None else dict.fromkeys(strategies, rates)
     again = {name: [each for each in every_candidate(candidates[name]) if each.name == chosen[name]] for name in strategies}
     runs = compare(again, tasks[task], seeds=seeds, progress=progress)
+    if "texts" in runs and (others := set(rows["texts"]) - set(runs["texts"])):
+        warnings.warn(f"the record of {study} is of other sentences ({', '.join(sorted(others))}) than these runs "
+                      f"({runs['texts'].iloc[0]}), so their accuracies are no pairs; install the versions in requirements.txt",
+                      stacklevel=2)
     key = ["split", "strategy", "rates", "seed"]
     return runs.merge(rows[[*key, "accuracy"]].rename(columns={"accuracy": "recorded"}), how="left", on=key)
 

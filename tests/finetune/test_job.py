@@ -113,6 +113,18 @@ def test_torch_random_numbers_are_left_as_they_were(done, photos, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
+def test_a_vision_transformer_is_fine_tuned_at_the_size_that_it_is_made_for(photos, tmp_path):
+    result = finetune.main(arguments(photos, tmp_path, "--model", "vit_b_32", "--weights", "none", "--image-size", "224",
+                                     "--decay", "0.75", "--epochs", "1", "--per-class", "2", "--batch-size", "6"))
+    assert 0 <= result["accuracy"] <= 1
+    state = weights(tmp_path)
+    torchvision.models.vit_b_32(num_classes=3).load_state_dict(state)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert f"| encoder.layers.encoder_layer_11 | {3e-3 * 0.75:.3g} |" in text
+    assert f"| stem | {3e-3 * 0.75 ** 13:.3g} |" in text
+
+
 # --- runs in other processes ------------------------------------------------------------------------------------------
 
 def in_another_process(*command, **options):

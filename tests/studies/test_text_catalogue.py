@@ -1,6 +1,9 @@
 """The studies of a transformer: their candidates can be carried out, and a run of each kind works."""
 
+import warnings
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +12,14 @@ from layerlr_helpers import layer_groups
 from layerlr_helpers.minilm import load_minilm
 from layerlr_helpers.models import prepared_model
 from layerlr_helpers.studies import text_catalogue
-from layerlr_helpers.studies.catalogue import STUDIES
+from layerlr_helpers.studies.catalogue import STUDIES, Study, run_again
 from layerlr_helpers.studies.compare import RecordError, compare, trained
+from layerlr_helpers.studies.results import read_rows
 from layerlr_helpers.studies.search import check_fair, every_candidate
 from layerlr_helpers.studies.text_catalogue import LAYERS, sentence_task, strategies
 from layerlr_helpers.texts import text_set
 
+RESULTS = Path(__file__).parents[2] / "data" / "results"
 TINY = text_set([f"{word} {i}" for word in ("sort", "plot", "graph") for i in range(6)],
                 [label for label in range(3) for _ in range(6)], ("sort", "plot", "graph"), max_tokens=8)
 
@@ -71,6 +76,30 @@ def test_a_record_of_other_sentences_is_not_gone_on_with(task, tmp_path):
     assert len(compare(strategy, other, seeds=[0], results=tmp_path / "r.csv", progress=False)) == 1  # nothing is lacking
     with pytest.raises(RecordError, match=rf"with texts {TINY.fingerprint()}, and this one has"):
         compare(strategy, other, seeds=[1], results=tmp_path / "r.csv", progress=False)
+
+
+@pytest.mark.slow
+def test_a_record_of_other_sentences_is_not_taken_for_a_pair(task, tmp_path, monkeypatch):
+    strategy = strategies(task)["one rate"][0]
+    compare({"one rate": [strategy]}, task, seeds=[0], results=tmp_path / "s.csv", progress=False)
+    tasks = [task]
+    monkeypatch.setitem(STUDIES, "s", Study("which?", lambda: tasks, strategies))
+    again = partial(run_again, "s", ["one rate"], rates=strategy.name, seeds=[0], folder=tmp_path, progress=False)
+    with warnings.catch_warnings(action="error"):
+        assert again()["recorded"].tolist() == again()["accuracy"].tolist()
+    upper = text_set([text.upper() for text in TINY.texts], TINY.labels, TINY.class_names, max_tokens=8)
+    tasks[:] = [replace(task, data=upper)]
+    with pytest.warns(UserWarning, match=rf"the record of s is of other sentences \({TINY.fingerprint()}\) than these runs"):
+        again()
+
+
+@pytest.mark.slow
+def test_the_record_is_of_the_sentences_of_the_versions_in_the_requirements():
+    """If it fails, compare the installed versions of the eight libraries with requirements.txt."""
+    for name in (name for name in STUDIES if name.startswith("text-")):
+        rows = read_rows(RESULTS / f"{name}.csv")
+        recorded_texts = set(zip(rows["task"], rows["texts"], strict=True))
+        assert recorded_texts == {(task.name, task.data.fingerprint()) for task in STUDIES[name].tasks()}
 
 
 @pytest.mark.slow
